@@ -1,0 +1,187 @@
+"""`python -m mlx_convnextv2.classify`: name what images show."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli
+
+if TYPE_CHECKING:
+    from .pipeline import Result
+
+DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"
+DEMO = Path(__file__).parent / "demo"
+_BAR_WIDTH = 24
+
+_EXAMPLES = """\
+  python -m mlx_convnextv2.classify cat.jpg
+  python -m mlx_convnextv2.classify photos/ --top-k 1 --format csv > labels.csv
+  python -m mlx_convnextv2.classify cat.jpg --model ./my-finetune --format json
+  cat cat.jpg | python -m mlx_convnextv2.classify -
+  python -m mlx_convnextv2.classify --demo
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.parser("classify", "Name what images show, with a ConvNeXt V2 checkpoint.", _EXAMPLES)
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="an image file, a folder (with those below it), or - for standard input",
+    )
+    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
+    parser.add_argument(
+        "--demo", action="store_true", help="use the bundled digits checkpoint, by default on its images"
+    )
+    parser.add_argument(
+        "--top-k", type=cli.positive_int, default=5, metavar="K", help="labels for each image (default: 5)"
+    )
+    parser.add_argument(
+        "--batch-size", type=cli.positive_int, default=8, metavar="N", help="images at once (default: 8)"
+    )
+    parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
+    parser.add_argument("--format", choices=tuple(_WRITERS), default="table", help="how to print (default: table)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.demo and args.model is not None:
+        parser.error("--demo brings its own model: leave --model out")
+    if not args.images and not args.demo:
+        parser.error("give at least one IMAGE, or --demo")
+    return cli.run(classify, args, "classify")
+
+
+def classify(args: argparse.Namespace) -> int:
+    """Classify and print; the exit status says whether all images, some or none could be done."""
+    model = str(DEMO) if args.demo else DEFAULT_MODEL if args.model is None else args.model
+    if sys.stderr.isatty():
+        cli.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
+    from .pipeline import ImageClassifier
+
+    images = find_inputs(args.images or [_shortest(DEMO / "images")])
+    classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
+
+    write = _WRITERS[args.format]()
+    progress = cli.Progress(len(images))
+    done = failed = 0
+    for result in classifier.stream(images, args.top_k):
+        progress.clear()
+        if isinstance(result.error, IsADirectoryError):
+            result.error = ValueError(f"no images in the folder {result.image}")
+        if result.error is not None:
+            failed += 1
+            cli.say(f"classify: {cli.sentence(result.error)}")
+        else:
+            done += 1
+        text = write(result)
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        progress.show(done + failed)
+    if not done:
+        return cli.NOTHING_DONE
+    return cli.SOME_FAILED if failed else cli.DONE
+
+
+def find_inputs(arguments: Sequence[str]) -> list[Any]:
+    """The images that the arguments name: paths and standard input, folders replaced by what they hold, if anything."""
+    from .images import find_images
+
+    images: list[Any] = []
+    for argument in arguments:
+        if argument == "-":
+            images.append(sys.stdin.buffer)
+        else:
+            found = find_images(argument) if os.path.isdir(argument) else []
+            images += map(str, found) if found else [argument]
+    return images
+
+
+def _shortest(path: Path) -> str:
+    """The path from here or from the root, whichever is shorter to read."""
+    return min(os.path.relpath(path), str(path), key=len)
+
+
+def _name(result: Result) -> str:
+    return "-" if result.image is sys.stdin.buffer else str(result.image)
+
+
+def _table() -> Callable[[Result], str]:
+    """A block for each image: its name, and a line for each label with the score as a number and as a bar."""
+    eighths = " ▏▎▍▌▋▊▉█" if _can_print("█") else " ......##"
+
+    def bar(score: float) -> str:
+        full, rest = divmod(round(score * _BAR_WIDTH * 8), 8)
+        return (eighths[8] * full + eighths[rest].strip()).ljust(_BAR_WIDTH)
+
+    def write(result: Result) -> str:
+        if result.predictions is None:
+            return ""
+        lines = [f"  {p['score']:6.1%}  {bar(p['score'])}  {p['label']}\n" for p in result.predictions]
+        return "".join([f"{_name(result)}\n", *lines])
+
+    return write
+
+
+def _json() -> Callable[[Result], str]:
+    """One line for each image: {"image", "predictions"} or {"image", "error"}."""
+
+    def write(result: Result) -> str:
+        line: dict[str, Any] = {"image": _name(result)}
+        if result.error is not None:
+            line["error"] = cli.sentence(result.error)
+        else:
+            line["predictions"] = result.predictions
+        return json.dumps(line) + "\n"
+
+    return write
+
+
+def _csv() -> Callable[[Result], str]:
+    """A header, and one line for each label of each image, or for its error."""
+    lines: list[str] = []
+
+    class Sink:
+        def write(self, line: str) -> None:
+            lines.append(line)
+
+    writer = csv.writer(Sink(), lineterminator="\n")
+    writer.writerow(["image", "rank", "label", "index", "score", "error"])
+
+    def write(result: Result) -> str:
+        if result.error is not None:
+            writer.writerow([_name(result), "", "", "", "", cli.sentence(result.error)])
+        for rank, p in enumerate(result.predictions or [], start=1):
+            writer.writerow([_name(result), rank, p["label"], p["index"], p["score"], ""])
+        text = "".join(lines)
+        lines.clear()
+        return text
+
+    return write
+
+
+_WRITERS: dict[str, Callable[[], Callable[[Result], str]]] = {"table": _table, "json": _json, "csv": _csv}
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""What the commands share: one-sentence errors, exit statuses, and progress on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+
+DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+
+def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """An argument parser for `python -m mlx_convnextv2.NAME`, whose --help ends with examples."""
+    return argparse.ArgumentParser(
+        prog=f"python -m mlx_convnextv2.{name}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, name: str) -> int:
+    """Run a command and return its exit status; an error that a user can cause becomes one sentence on stderr."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries end in an error of ours
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # of large or oddly tagged images, which are read all the same
+        warnings.showwarning = lambda message, *_, **__: say(f"{name}: warning: {message}")
+        try:
+            status = command(args)
+            sys.stdout.flush()
+            return status
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        except (ValueError, OSError, ImportError) as error:
+            say(f"{name}: error: {sentence(error)}")
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise
+            say(f"{name}: error: there is not enough memory: choose a smaller batch or model")
+        return NOTHING_DONE
+
+
+def _stop(*_: object) -> None:
+    """End on SIGTERM as on an exception, so that temporary folders are removed; a second SIGTERM changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(TERMINATED)
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an error on one line; for the operating system's own errors, what failed and on which file."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+class Progress:
+    """A line on standard error that counts images, where that is a terminal and there is more than one image."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._visible = sys.stderr.isatty() and total > 1
+        self._start = time.monotonic()
+
+    def show(self, done: int) -> None:
+        if self._visible and done < self._total:
+            rate = done / max(time.monotonic() - self._start, 1e-9)
+            print(f"\r\033[K{done} of {self._total} images, {rate:.1f} a second", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._visible:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

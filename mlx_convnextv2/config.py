@@ -1,0 +1,272 @@
+"""The model's configuration, in Hugging Face's terms, and the eight published sizes."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+# Table 9 of the ConvNeXt V2 paper (arXiv:2301.00808): blocks and channels of the four stages.
+SIZES: dict[str, dict[str, list[int]]] = {
+    "atto": {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]},
+    "femto": {"depths": [2, 2, 6, 2], "hidden_sizes": [48, 96, 192, 384]},
+    "pico": {"depths": [2, 2, 6, 2], "hidden_sizes": [64, 128, 256, 512]},
+    "nano": {"depths": [2, 2, 8, 2], "hidden_sizes": [80, 160, 320, 640]},
+    "tiny": {"depths": [3, 3, 9, 3], "hidden_sizes": [96, 192, 384, 768]},
+    "base": {"depths": [3, 3, 27, 3], "hidden_sizes": [128, 256, 512, 1024]},
+    "large": {"depths": [3, 3, 27, 3], "hidden_sizes": [192, 384, 768, 1536]},
+    "huge": {"depths": [3, 3, 27, 3], "hidden_sizes": [352, 704, 1408, 2816]},
+}
+
+ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "selu")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Bounds that no real checkpoint comes near, so that a hostile config cannot ask for the whole memory.
+MAX_CHANNELS = 65_536
+MAX_STAGES = 64
+MAX_DEPTH = 1_000  # of all stages together
+MAX_LABELS = 100_000
+_MAX_JSON_BYTES = 4_000_000  # ImageNet-22k's labels take under 3 MB
+
+
+@dataclass
+class ConvNextV2Config:
+    """Every field of Hugging Face's `ConvNextV2Config`, with its defaults.
+
+    Args:
+        num_channels: channels of the input image.
+        patch_size: side of the stem's patches in pixels, or (height, width).
+        num_stages: number of stages; `hidden_sizes` and `depths` have one entry for each.
+        hidden_sizes: channels of each stage.
+        depths: blocks of each stage.
+        hidden_act: one of `ACTIVATIONS`; "gelu" is the exact erf form.
+        initializer_range: standard deviation of the initial convolution and linear weights.
+        layer_norm_eps: epsilon of the final LayerNorm alone; all others use 1e-6.
+        drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at the first.
+        image_size: what the checkpoint states. The processor decides the size that is used.
+        out_features, out_indices: stages that a backbone returns; each follows from the other.
+        num_labels: classes; 0 means no head. Follows from `id2label` where that is given.
+        id2label, label2id: label of each class index, and the reverse.
+        problem_type: one of `PROBLEM_TYPES`, or None to infer it from the labels.
+        extra: keys of a config.json that are not listed here, kept for the way back.
+
+    Raises:
+        ValueError: a value makes no sense; the message names the field and what is allowed.
+    """
+
+    num_channels: int = 3
+    patch_size: int | Sequence[int] = 4
+    num_stages: int = 4
+    hidden_sizes: list[int] = field(default_factory=lambda: list(SIZES["tiny"]["hidden_sizes"]))
+    depths: list[int] = field(default_factory=lambda: list(SIZES["tiny"]["depths"]))
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    drop_path_rate: float = 0.0
+    image_size: int | Sequence[int] = 224
+    out_features: list[str] = None  # type: ignore[assignment]  # filled in below
+    out_indices: list[int] = None  # type: ignore[assignment]
+    num_labels: int = None  # type: ignore[assignment]
+    id2label: dict[int, str] | None = None
+    label2id: dict[str, int] | None = None
+    problem_type: str | None = None
+    return_dict: bool = True
+    output_hidden_states: bool = False
+    extra: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    model_type = "convnextv2"
+
+    def __post_init__(self) -> None:
+        self.hidden_sizes = _as_list("hidden_sizes", self.hidden_sizes)
+        self.depths = _as_list("depths", self.depths)
+        self._check_numbers()
+        self._align_labels()
+        self._align_out_features()
+
+    @classmethod
+    def from_size(cls, size: str, **overrides: Any) -> ConvNextV2Config:
+        """The configuration of a published size ("atto" ... "huge"), with 1000 classes unless overridden."""
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
+        if "id2label" not in overrides:
+            overrides = {"num_labels": 1000, **overrides}
+        return cls(**{**SIZES[size], **overrides})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ConvNextV2Config:
+        """Read a parsed config.json. Keys that are not fields are kept in `extra`; null means the default."""
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a config must be a JSON object, not {type(values).__name__}")
+        values = dict(values)
+        model_type = values.pop("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"this is a checkpoint of the architecture {model_type!r}, and only {cls.model_type!r} can be read"
+            )
+        values.pop("stage_names", None)  # which follow from num_stages
+        known = {f.name for f in fields(cls)} - {"extra"}
+        extra = {name: value for name, value in values.items() if name not in known}
+        given = {name: value for name, value in values.items() if name in known and value is not None}
+        return cls(**given, extra=extra)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> ConvNextV2Config:
+        """Read a config.json."""
+        return cls.from_dict(read_json(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary for config.json; `from_dict` gives back an equal configuration."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        # Files carry the labels, or where there are none the number of classes.
+        del values["num_labels" if self.id2label is not None else "id2label"]
+        if self.id2label is not None:
+            values["id2label"] = {str(index): label for index, label in self.id2label.items()}
+        for optional in ("label2id", "problem_type"):
+            if values[optional] is None:
+                del values[optional]
+        return {**self.extra, "model_type": self.model_type, "stage_names": self.stage_names, **values}
+
+    @property
+    def stage_names(self) -> list[str]:
+        return ["stem", *(f"stage{i + 1}" for i in range(self.num_stages))]
+
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """(height, width) of the stem's patches in pixels."""
+        return as_pair(self.patch_size)
+
+    @property
+    def min_image_shape(self) -> tuple[int, int]:
+        """The smallest (height, width) in pixels that leaves one position after the last stage."""
+        stride = 2 ** (self.num_stages - 1)
+        height, width = self.patch_shape
+        return height * stride, width * stride
+
+    def _check_numbers(self) -> None:
+        _require_int("num_channels", self.num_channels, 1, MAX_CHANNELS)
+        _require_int("num_stages", self.num_stages, 1, MAX_STAGES)
+        for name, low, high in (("hidden_sizes", 1, MAX_CHANNELS), ("depths", 0, MAX_DEPTH)):
+            values = getattr(self, name)
+            if len(values) != self.num_stages:
+                raise ValueError(
+                    f"{name} must have num_stages = {self.num_stages} entries, one for each stage, not {len(values)}"
+                )
+            for value in values:
+                _require_int(f"each of {name}", value, low, high)
+        _require(sum(self.depths) <= MAX_DEPTH, "the sum of depths", sum(self.depths), f"at most {MAX_DEPTH}")
+        for name in ("patch_size", "image_size"):
+            value = getattr(self, name)
+            sides = [value] if isinstance(value, int) else value
+            if not isinstance(sides, Sequence) or isinstance(sides, str) or len(sides) not in (1, 2):
+                raise ValueError(f"{name} must be a whole number or a pair (height, width), not {short(value)}")
+            for side in sides:
+                _require_int(name, side, 1, MAX_CHANNELS)
+        _require_one_of("hidden_act", self.hidden_act, ACTIVATIONS)
+        _require_number("initializer_range", self.initializer_range, 0, 1e6)
+        _require_number("layer_norm_eps", self.layer_norm_eps, 0, 1)
+        _require_number("drop_path_rate", self.drop_path_rate, 0, 1)
+        if self.drop_path_rate == 1:
+            raise ValueError("drop_path_rate must be less than 1, which would drop every sample")
+        for name in ("return_dict", "output_hidden_states"):
+            _require(isinstance(getattr(self, name), bool), name, getattr(self, name), "true or false")
+        if self.problem_type is not None:
+            _require_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
+
+    def _align_labels(self) -> None:
+        if self.id2label is None:
+            self.num_labels = 2 if self.num_labels is None else self.num_labels  # transformers' default
+            _require_int("num_labels", self.num_labels, 0, MAX_LABELS)
+            return
+        if not isinstance(self.id2label, Mapping):
+            raise ValueError(f"id2label must map class indices to labels, not be a {type(self.id2label).__name__}")
+        _require_int("the number of labels in id2label", len(self.id2label), 0, MAX_LABELS)
+        try:
+            labels = {int(index): str(label) for index, label in self.id2label.items()}
+        except (TypeError, ValueError):
+            raise ValueError("id2label must have whole numbers as its keys") from None
+        if sorted(labels) != list(range(len(labels))):
+            raise ValueError(f"id2label must number its {len(labels)} labels from 0 without a gap")
+        if self.num_labels not in (None, len(labels)):
+            raise ValueError(f"num_labels is {self.num_labels} but id2label has {len(labels)} labels: they must agree")
+        self.id2label = dict(sorted(labels.items()))
+        if self.label2id is None:
+            self.label2id = {label: index for index, label in self.id2label.items()}
+        _require(isinstance(self.label2id, Mapping), "label2id", self.label2id, "a mapping of labels to class indices")
+        self.num_labels = len(labels)
+
+    def _align_out_features(self) -> None:
+        """Fill whichever of out_features and out_indices is missing; both default to the last stage."""
+        names = self.stage_names
+        if self.out_indices is not None:
+            given = _as_list("out_indices", self.out_indices)
+            for index in given:
+                _require_int("each of out_indices", index, -len(names), len(names) - 1)
+            self.out_indices = given
+            from_indices = [names[index] for index in given]
+        if self.out_features is None:
+            self.out_features = names[-1:] if self.out_indices is None else from_indices
+        else:
+            self.out_features = _as_list("out_features", self.out_features)
+            for name in self.out_features:
+                _require_one_of("each of out_features", name, names)
+            if self.out_indices is not None and from_indices != self.out_features:
+                raise ValueError(
+                    f"out_features {self.out_features} and out_indices {self.out_indices} name different stages: "
+                    "give one of them"
+                )
+        if self.out_indices is None:
+            self.out_indices = [names.index(name) for name in self.out_features]
+        in_order = [name for name in names if name in self.out_features]
+        if self.out_features != in_order:
+            raise ValueError(
+                f"out_features and out_indices must name each stage once, in order: {in_order}, not {self.out_features}"
+            )
+
+
+def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a side or a pair of sides."""
+    sides = [value] if isinstance(value, int) else list(value)
+    return sides[0], sides[-1]
+
+
+def short(value: Any) -> str:
+    """A value as it would be written in Python, cut to what fits in a message."""
+    return reprlib.repr(value)
+
+
+def read_json(path: str | Path) -> Any:
+    """The parsed content of a JSON file; a file that is not JSON, or over 4 MB, is a ValueError that names it."""
+    if Path(path).stat().st_size > _MAX_JSON_BYTES:
+        raise ValueError(f"{path} has more than {_MAX_JSON_BYTES // 10**6} MB, so it is no checkpoint's JSON file")
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} is not valid JSON ({error}): download or write it again") from None
+
+
+def _as_list(name: str, value: Any) -> list[Any]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} must be a list, not {short(value)}")
+    return list(value)
+
+
+def _require(ok: bool, name: str, value: Any, allowed: str) -> None:
+    if not ok:
+        raise ValueError(f"{name} must be {allowed}, not {short(value)}")
+
+
+def _require_int(name: str, value: Any, low: int, high: int) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    _require(ok, name, value, f"a whole number from {low} to {high}")
+
+
+def _require_number(name: str, value: Any, low: float, high: float) -> None:
+    ok = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    _require(ok, name, value, f"a number from {low:g} to {high:g}")
+
+
+def _require_one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
+    _require(isinstance(value, str) and value in allowed, name, value, f"one of {', '.join(allowed)}")

@@ -1,0 +1,177 @@
+"""`python -m mlx_convnextv2.convert`: bring a checkpoint to MLX, or back to transformers."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from . import cli
+
+if TYPE_CHECKING:
+    from .quantization import QuantizationReport
+    from .verify import Verification
+
+_EXAMPLES = """\
+  python -m mlx_convnextv2.convert --hf-path facebook/convnextv2-tiny-1k-224 --mlx-path convnextv2-tiny
+  python -m mlx_convnextv2.convert --hf-path timm/convnextv2_nano.fcmae_ft_in1k --mlx-path nano -q --q-bits 8
+  python -m mlx_convnextv2.convert --hf-path convnextv2_atto_1k_224_ema.pt --mlx-path atto --dtype float16 --verify
+  python -m mlx_convnextv2.convert --hf-path convnextv2-tiny --mlx-path for-transformers --to huggingface
+"""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did: where it wrote, what it left out and quantized, and how it compares with the source."""
+
+    path: Path
+    scheme: str
+    dropped: tuple[str, ...] = ()
+    quantization: QuantizationReport | None = None
+    verification: Verification | None = None
+
+
+def convert(
+    hf_path: str | os.PathLike[str],
+    mlx_path: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    quantize: bool = False,
+    q_bits: int | None = None,
+    q_group_size: int | None = None,
+    q_mode: str = "affine",
+    to: str = "mlx",
+    verify: bool = False,
+    upload_repo: str | None = None,
+) -> Conversion:
+    """Convert a checkpoint of Hugging Face's, timm's or the authors' to a folder, which appears whole or not at all.
+
+    Args:
+        hf_path: a Hub id, a folder with config.json and weights, or a .safetensors, .bin, .pt or .pth file.
+        mlx_path: the folder to write, which must not exist.
+        dtype: "float32", "float16" or "bfloat16"; None keeps the source's.
+        revision: branch, tag or commit of the Hub repository.
+        overwrite: replace a checkpoint folder at `mlx_path`.
+        quantize, q_bits, q_group_size, q_mode: as for `quantization.quantize`.
+        to: "mlx" for MLX's layout, "huggingface" for what transformers loads.
+        verify: run source and result on the same images and compare.
+        upload_repo: publish the result as this repository of the Hub, unless it fails to verify.
+
+    Raises:
+        FileExistsError: `mlx_path` exists.
+        FileNotFoundError, OSError, ValueError: as `load` and `save`; also a ValueError where the source is converted
+            already.
+    """
+    from .download import fetch
+    from .folders import check_target
+    from .hub import load, save, upload
+    from .model_card import read_licence
+    from .quantization import quantize as quantize_model
+    from .sources import open_checkpoint
+
+    if verify and to != "mlx":
+        raise ValueError("verifying runs the result in MLX: leave --to huggingface or --verify out")
+    check_target(mlx_path, overwrite)  # before a download of gigabytes
+    source = fetch(hf_path, revision=revision, card=True)
+    target = Path(mlx_path).resolve()
+    if target in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{mlx_path} holds the source itself: choose another folder for the result")
+    checkpoint = open_checkpoint(source)
+    if checkpoint.is_mlx and to == "mlx" and not quantize and dtype is None:
+        raise ValueError(f"{hf_path} is converted to MLX already: load it as it is")
+    model, processor = load(source, dtype=dtype)
+    if verify:
+        from .verify import check_verifiable
+
+        check_verifiable(checkpoint, model)
+    report = quantize_model(model, q_bits, q_group_size, q_mode) if quantize else None
+    save(
+        model,
+        mlx_path,
+        processor,
+        format=to,
+        overwrite=overwrite,
+        name=upload_repo,
+        base_model=os.path.basename(os.path.realpath(hf_path)) if os.path.exists(hf_path) else os.fspath(hf_path),
+        licence=read_licence(source),
+    )
+    verification = None
+    if verify:
+        from .verify import verify as run_both
+
+        verification = run_both(source, Path(mlx_path))
+    if upload_repo is not None and (verification is None or verification.passed):
+        upload(mlx_path, upload_repo)
+    return Conversion(Path(mlx_path), checkpoint.scheme.name, checkpoint.dropped, report, verification)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.parser("convert", "Convert a ConvNeXt V2 checkpoint to MLX, or back to transformers.", _EXAMPLES)
+    parser.add_argument("--hf-path", required=True, metavar="SRC", help="a Hub id, a folder or a weights file")
+    parser.add_argument("--mlx-path", required=True, metavar="OUT", help="the folder to write; it must not exist")
+    parser.add_argument(
+        "--dtype", choices=cli.DTYPE_NAMES, help="store the weights as this type (default: the source's)"
+    )
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a checkpoint folder")
+    parser.add_argument(
+        "--to", choices=("mlx", "huggingface"), default="mlx", help="the layout to write (default: mlx)"
+    )
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantize the linear layers")
+    parser.add_argument("--q-bits", type=int, metavar="B", help="bits of a weight (default: the mode's, 4 for affine)")
+    parser.add_argument(
+        "--q-group-size", type=int, metavar="G", help="weights that share a scale (default: the mode's)"
+    )
+    parser.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="MLX's mode")
+    parser.add_argument("--verify", action="store_true", help="run source and result on the same images and compare")
+    parser.add_argument("--upload-repo", metavar="R", help="publish the result as this repository of the Hub")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    sizes_given = args.q_bits is not None or args.q_group_size is not None
+    if not args.quantize and (sizes_given or args.q_mode != "affine"):
+        parser.error("--q-bits, --q-group-size and --q-mode go with -q")
+    return cli.run(_convert, args, "convert")
+
+
+def _convert(args: argparse.Namespace) -> int:
+    if sys.stderr.isatty():
+        cli.say(f"Loading {args.hf_path} ...")  # before the slow imports
+    options = {name: value for name, value in vars(args).items() if name not in ("hf_path", "mlx_path")}
+    conversion = convert(args.hf_path, args.mlx_path, **options)
+    if conversion.dropped:
+        print(f"Left out of what the file holds: {', '.join(conversion.dropped)}")
+    if conversion.quantization is not None:
+        print(conversion.quantization)
+    print(f"Wrote {args.mlx_path}: {_summary(conversion.path)}")
+    if conversion.verification is not None:
+        print(conversion.verification)
+        if not conversion.verification.passed:
+            raise ValueError(f"the numbers of {args.mlx_path} differ more than rounding explains: do not use it")
+    return cli.DONE
+
+
+def _summary(folder: Path) -> str:
+    """What a converted folder holds, in a line."""
+    from .weights import Checkpoint
+
+    tensors = Checkpoint.open(folder).tensors.values()
+    dtypes = sorted({str(tensor.dtype).removeprefix("mlx.core.") for tensor in tensors})
+    values = sum(prod(tensor.shape) for tensor in tensors)
+    kind = "parameters" if len(dtypes) == 1 else "values"  # quantized, a value holds several parameters
+    megabytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors}) / 1e6
+    return f"{values:,} {kind} in {len(tensors)} tensors, {', '.join(dtypes)}, {megabytes:,.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

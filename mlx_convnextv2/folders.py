@@ -1,0 +1,127 @@
+"""Folders that are written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .tensor_files import INDEX_FILE, WEIGHTS_FILE
+
+_NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
+_PARTIAL = ".partial"
+_REPLACED = ".replaced.partial"
+
+
+@contextmanager
+def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `target` to fill, renamed to `target` at the end, removed if an exception is raised.
+
+    What a killed process has left beside `target` is removed as well. Of two that write to one target at a time the
+    first to finish wins, and the other gets a FileExistsError.
+
+    Args:
+        target: must not exist, or be an empty folder, unless `overwrite`.
+        overwrite: replace `target` where it is a checkpoint folder; anything else is left alone.
+
+    Raises:
+        FileExistsError: `target` exists.
+        OSError: it cannot be written.
+    """
+    path = Path(target).absolute()
+    made = [parent for parent in path.parents if not parent.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}({re.escape(_PARTIAL)}|{re.escape(_REPLACED)})")
+    for folder in path.parent.iterdir():
+        if ours.fullmatch(folder.name):
+            _clear_if_abandoned(folder, path)
+    check_target(path, overwrite)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
+    lock = None
+    try:
+        lock = _make_locked(temporary)
+        yield temporary
+        _put_in_place(temporary, path, overwrite)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            raise OSError(f"{target} cannot be written, for lack of space ({error.strerror})") from None
+        raise
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _make_locked(folder: Path) -> int:
+    """Make a folder and take its lock, which is held as long as this process lives."""
+    while True:
+        folder.mkdir()
+        lock = os.open(folder, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # else another process took it for abandoned before it was locked
+            return lock
+        os.close(lock)
+
+
+def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
+    check_target(path, overwrite)
+    replaced = temporary.with_suffix(_REPLACED)
+    if overwrite and path.exists():
+        path.rename(replaced)
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if replaced.exists():
+            shutil.rmtree(replaced) if path.exists() else replaced.rename(path)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(f"{path} has just been written by another process: it is left as it is") from None
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _clear_if_abandoned(folder: Path, path: Path) -> None:
+    """Remove a temporary folder whose process is gone (a live one holds its lock).
+
+    If it holds the checkpoint that was being replaced, and nothing has come to its place, put that back.
+    """
+    try:
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return
+    else:
+        if folder.name.endswith(_REPLACED) and not path.exists():
+            with suppress(OSError):  # another process may have put something there
+                folder.rename(path)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Raise a FileExistsError if `new_folder` would not write to `target`, a ValueError if that is empty."""
+    if not os.fspath(target):
+        raise ValueError("the folder to write needs a name")
+    path = Path(target)
+    if path.resolve() == Path.cwd():
+        raise FileExistsError("the current folder cannot be replaced: choose another one")
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not overwrite:
+        raise FileExistsError(f"{target} exists already: choose another folder or pass overwrite (--overwrite)")
+    is_checkpoint = (path / "config.json").is_file() and any((path / f).is_file() for f in (WEIGHTS_FILE, INDEX_FILE))
+    if not is_checkpoint or path.is_symlink():
+        raise FileExistsError(f"{target} is not a checkpoint folder, so it is not replaced: choose another folder")

@@ -1,0 +1,196 @@
+"""Load and save checkpoints by name."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from . import __version__
+from .config import ConvNextV2Config
+from .download import fetch, first_line
+from .folders import new_folder
+from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
+from .model import (
+    ConvNextV2Backbone,
+    ConvNextV2ForImageClassification,
+    ConvNextV2Model,
+    ConvNextV2PreTrainedModel,
+)
+from .model_card import CARD_FILE, model_card
+from .quantization import restore_quantized_layers
+from .sources import CONFIG_FILE, open_checkpoint, read_config, read_processor
+from .tensor_files import MAX_SHARD_BYTES, as_dtype, dtype_name, is_floating, save_weights, write_json
+from .weights import HUGGING_FACE, Checkpoint, load_weights, to_pytorch_layout
+
+_PREFIX = "convnextv2."
+
+
+def load(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    model_class: type[ConvNextV2PreTrainedModel] | None = None,
+    **config_overrides: Any,
+) -> tuple[Any, ConvNextImageProcessor]:
+    """Load a checkpoint, converted or not, strictly: no parameter keeps a random value, no tensor is left over.
+
+    Args:
+        path_or_repo: a folder, a weights file, or a Hub id such as "facebook/convnextv2-tiny-1k-224", with weights
+            under the names of Hugging Face, timm or the authors' repository. Downloads go through huggingface_hub,
+            with its cache and its variables (HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE).
+        dtype: "float32", "float16" or "bfloat16", or MLX's type; None keeps the checkpoint's.
+        revision: branch, tag or commit of the Hub repository.
+        model_class: ConvNextV2ForImageClassification, ConvNextV2Model or ConvNextV2Backbone; None takes what the
+            checkpoint holds. A model or backbone leaves the parts out that it has no use for: classifier, and for a
+            backbone the final norm. A backbone's own norms start at 1 and 0 where the checkpoint has none.
+        config_overrides: fields of the configuration to change, such as `out_features=["stage2", "stage4"]`.
+
+    Returns:
+        The model, in inference mode, and its image processor.
+
+    Raises:
+        FileNotFoundError: no such folder, repository, revision or weights.
+        OSError: the Hub is out of reach.
+        ValueError: another architecture, a corrupt file, or weights that do not fit (listed).
+    """
+    dtype = as_dtype(dtype)
+    checkpoint = open_checkpoint(fetch(path_or_repo, revision=revision))
+    config = read_config(checkpoint, **config_overrides)
+    model, sources, left_out = _build(config, checkpoint, model_class)
+    load_weights(model, checkpoint, sources, left_out, dtype)
+    return model.eval(), read_processor(checkpoint, config)
+
+
+def save(
+    model: ConvNextV2PreTrainedModel,
+    path: str | os.PathLike[str],
+    processor: ConvNextImageProcessor | None = None,
+    *,
+    format: str = "mlx",
+    overwrite: bool = False,
+    name: str | None = None,
+    base_model: str | None = None,
+    licence: str | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Write a checkpoint folder: weights, config.json, preprocessor_config.json and a model card.
+
+    The folder appears whole or not at all. `load` reads it back to the same numbers, and with format="huggingface"
+    so does transformers' `from_pretrained`.
+
+    Args:
+        model: what to write, in its parameters' dtype.
+        path: the folder, which must not exist.
+        processor: written beside the model where given.
+        format: "mlx" for MLX's layout, "huggingface" for PyTorch's.
+        overwrite: replace a checkpoint folder that is there.
+        name, base_model, licence: stated in the model card; the name is the folder's unless given.
+        max_shard_bytes: larger weights are split into shards of this size.
+
+    Raises:
+        FileExistsError: the folder exists.
+        OSError: it cannot be written, for lack of space say.
+        ValueError: an unknown format.
+    """
+    if format not in ("mlx", "huggingface"):
+        raise ValueError(f'format must be "mlx" or "huggingface", not {format!r}')
+    weights = dict(tree_flatten(model.parameters()))
+    if format == "huggingface":
+        weights = to_pytorch_layout(weights)
+    metadata = {"format": "mlx" if format == "mlx" else "pt", "mlx_convnextv2": __version__}
+    dtype = dtype_name(next(array.dtype for array in weights.values() if is_floating(array.dtype)))
+    quantized = not all(is_floating(array.dtype) for array in weights.values())
+    if format == "huggingface" and quantized:
+        raise ValueError("transformers cannot read MLX's quantized weights: save the original checkpoint instead")
+    with new_folder(path, overwrite) as folder:
+        save_weights(folder, weights, metadata, max_shard_bytes)
+        config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
+        write_json(folder / CONFIG_FILE, config)
+        if processor is not None:
+            if format == "huggingface" and processor.crop_mode is not None:
+                mode = processor.crop_mode
+                warnings.warn(
+                    f"transformers does not know crop_mode {mode!r}: it prepares images its own way", stacklevel=2
+                )
+            write_json(folder / PREPROCESSOR_FILE, processor.to_dict())
+        card = model_card(
+            model.config,
+            name or Path(path).absolute().name,
+            dtype=dtype,
+            size=sum(array.nbytes for array in weights.values()),
+            quantized=quantized,
+            classifies=isinstance(model, ConvNextV2ForImageClassification) and model.config.num_labels > 0,
+            format=format,
+            base_model=base_model,
+            licence=licence,
+        )
+        (folder / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+def upload(path: str | os.PathLike[str], repo: str) -> str:
+    """Publish a checkpoint folder as a repository of the Hub, made where it does not exist, and return its address.
+
+    Raises:
+        OSError: the Hub is out of reach, or HF_TOKEN gives no right to write there.
+        ValueError: `repo` is not a Hub id.
+    """
+    from huggingface_hub import HfApi, errors
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, exist_ok=True)
+        api.upload_folder(folder_path=os.fspath(path), repo_id=repo, commit_message="Upload a ConvNeXt V2 checkpoint")
+    except errors.HFValidationError:
+        raise ValueError(f"{repo} is not a Hub id such as owner/name") from None
+    except Exception as error:  # whatever the HTTP client raises: its own types are not OSErrors
+        raise OSError(
+            f"{path} is written but could not be uploaded to {repo} ({first_line(error)}): check HF_TOKEN, try again"
+        ) from None
+    return str(address)
+
+
+def _build(
+    config: ConvNextV2Config, checkpoint: Checkpoint, model_class: type[ConvNextV2PreTrainedModel] | None
+) -> tuple[ConvNextV2PreTrainedModel, dict[str, str], set[str]]:
+    """A model with random weights, the checkpoint's name for each of its parameters, and the names left out."""
+    tensors = checkpoint.tensors
+    prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ""
+    from_transformers = checkpoint.scheme is HUGGING_FACE
+    held_class: type[ConvNextV2PreTrainedModel] = ConvNextV2Model
+    if prefix and (from_transformers or any(name.startswith("classifier.") for name in tensors)):
+        held_class = ConvNextV2ForImageClassification
+    elif any(name.startswith("hidden_states_norms.") for name in tensors):
+        held_class = ConvNextV2Backbone
+
+    model_class = model_class or held_class
+    model = model_class(config)
+    own_prefix = prefix if model_class is not ConvNextV2ForImageClassification else ""
+    try:
+        restore_quantized_layers(model, tensors, own_prefix)
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from None
+    names = list(dict(tree_flatten(model.parameters())))
+    if model_class is ConvNextV2ForImageClassification:
+        if held_class is not model_class:
+            raise ValueError(f"{checkpoint.path} holds no classifier: load it as ConvNextV2Model or ConvNextV2Backbone")
+        return model, {name: name for name in names}, set()
+
+    left_out: set[str] = set()
+    if model_class is not held_class:
+        unused = ["classifier."]
+        if model_class is ConvNextV2Backbone:
+            unused.append(f"{prefix}layernorm.")
+            names = [name for name in names if not name.startswith("hidden_states_norms.")]
+        left_out = {name for name in tensors if name.startswith(tuple(unused))}
+    elif model_class is ConvNextV2Model and not from_transformers and f"{prefix}layernorm.weight" not in tensors:
+        # the outcome of pre-training alone (FCMAE)
+        warnings.warn(f"{checkpoint.path} has no final norm: the pooled output is normalised without one", stacklevel=3)
+        names = [name for name in names if not name.startswith("layernorm.")]
+    return model, {name: prefix + name for name in names}, left_out

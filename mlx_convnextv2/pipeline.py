@@ -1,0 +1,140 @@
+"""Image files in, predictions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from .hub import load
+from .image_processor import ConvNextImageProcessor
+from .inference import fuse
+from .labels import class_labels
+from .model import ConvNextV2ForImageClassification
+
+Prediction = dict[str, Any]
+
+
+@dataclass
+class Result:
+    """What became of one image: predictions, best first, or the error that kept it from being read."""
+
+    image: Any
+    predictions: list[Prediction] | None = None
+    error: ValueError | OSError | None = None
+
+
+class ImageClassifier:
+    """A checkpoint ready to classify.
+
+    Args:
+        model: a Hub id, a folder, or a loaded model.
+        processor: the image processor of a loaded model; for a Hub id or a folder its own is used unless given.
+        dtype, revision: as for `load`.
+        batch_size: images that go through the model at once.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `load`.
+        ValueError: the checkpoint has no classification head, or a loaded model came without a processor.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ConvNextV2ForImageClassification,
+        processor: ConvNextImageProcessor | None = None,
+        *,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        batch_size: int = 8,
+    ):
+        if isinstance(model, str | os.PathLike):
+            name = os.fspath(model)
+            model, own_processor = load(name, dtype=dtype, revision=revision)
+            processor = processor or own_processor
+        else:
+            name = "the model"
+            if dtype is not None or revision is not None:
+                raise ValueError("dtype and revision are for loading: pass them to load, which made this model")
+        if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+            raise ValueError(f"{name} has no classification head, so it cannot name what an image shows")
+        if processor is None:
+            raise ValueError("a loaded model needs its image processor: ImageClassifier(model, processor)")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        self.model = model
+        self.processor = processor
+        self.labels = class_labels(model.config)
+        self.batch_size = batch_size
+        self._predict = fuse(model)
+
+    def __call__(self, images: Any, top_k: int = 5) -> list[Any]:
+        """Classify one image or a list of them.
+
+        Args:
+            images: a path, a file object, a PIL image, a uint8 array (H, W, C), or a list of these.
+            top_k: how many labels to return for each image, at most.
+
+        Returns:
+            For one image a list of {"label", "score", "index"}, the highest score first; for a list of images a list
+            of such lists. Scores are the softmax over all classes, computed in float32.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: an image cannot be read; `stream` goes on to the next instead.
+        """
+        several = isinstance(images, list | tuple)
+        predictions = []
+        for result in self.stream(images if several else [images], top_k):
+            if result.error is not None:
+                raise result.error
+            predictions.append(result.predictions or [])
+        return predictions if several else predictions[0]
+
+    def stream(self, images: Iterable[Any], top_k: int = 5) -> Iterator[Result]:
+        """Classify images as they come, in batches, in order: one `Result` each, with the error where one failed."""
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
+        waiting: list[Result] = []
+        arrays: list[np.ndarray] = []
+        for image in images:
+            result = Result(image)
+            try:
+                array = self._preprocess(image)
+            except (ValueError, OSError) as error:
+                result.error = error
+            else:
+                if arrays and array.shape != arrays[0].shape:  # without do_resize each image has its own size
+                    yield from self._classify(waiting, arrays, top_k)
+                    waiting, arrays = [], []
+                arrays.append(array)
+            waiting.append(result)
+            if len(arrays) == self.batch_size or not arrays:
+                yield from self._classify(waiting, arrays, top_k)
+                waiting, arrays = [], []
+        yield from self._classify(waiting, arrays, top_k)
+
+    def _preprocess(self, image: Any) -> np.ndarray:
+        """The pixel values (H, W, C) of an image, checked here so that one too small does not spoil a batch."""
+        array = self.processor.preprocess(image)
+        height, width = self.model.config.min_image_shape
+        if array.shape[0] < height or array.shape[1] < width:
+            shape = f"{array.shape[0]} x {array.shape[1]}"
+            raise ValueError(f"an image of {shape} pixels is too small: the model needs {height} x {width}")
+        return array
+
+    def _classify(self, results: list[Result], arrays: list[np.ndarray], top_k: int) -> list[Result]:
+        """Fill in the predictions of the results without an error, which `arrays` holds the pixels of."""
+        if not arrays:
+            return results
+        logits = self._predict(mx.array(np.stack(arrays)))  # (N, H, W, C) -> (N, num_labels)
+        scores = np.array(mx.softmax(logits.astype(mx.float32), axis=-1))
+        readable = (result for result in results if result.error is None)
+        for result, row in zip(readable, scores, strict=True):
+            best = np.argsort(-row, kind="stable")[:top_k]
+            result.predictions = [
+                {"label": self.labels[index], "score": float(row[index]), "index": int(index)} for index in best
+            ]
+        return results

@@ -1,0 +1,102 @@
+"""Weights in PyTorch's own files (.bin, .pt, .pth), read by PyTorch itself: the extra `torch`.
+
+Only tensors and plain containers are ever unpickled (`weights_only=True`): a file cannot run code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from .tensor_files import DTYPES, Header, Tensor, some
+
+# Where training scripts put the weights, the averaged ones first, as timm does.
+_NESTED_KEYS = ("model_ema", "state_dict_ema", "ema", "model", "state_dict", "module")
+
+
+def read_pytorch_header(file: Path) -> Header:
+    """The tensors of a PyTorch file, and by name what else it holds."""
+    tensors, dropped = _load(file)
+    names = {str(dtype): dtype for dtype in DTYPES}
+    header = {}
+    for key, tensor in tensors.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype not in names:
+            raise ValueError(f"{file} holds {key} as {dtype}: save it as one of {', '.join(DTYPES)} first")
+        header[key] = Tensor(file, key, tuple(tensor.shape), DTYPES[dtype])
+    return Header("pt", header, tuple(dropped))
+
+
+class PyTorchTensors(Mapping[str, mx.array]):
+    """The tensors of a PyTorch file as MLX arrays, each copied when it is asked for."""
+
+    def __init__(self, file: Path):
+        self._tensors, _ = _load(file)
+
+    def __getitem__(self, key: str) -> mx.array:
+        import torch
+
+        tensor = self._tensors[key].detach().contiguous()
+        if tensor.dtype == torch.bfloat16:  # which numpy does not have
+            return mx.array(tensor.view(torch.uint16).numpy()).view(mx.bfloat16)
+        return mx.array(tensor.numpy())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
+    """The state dictionary in a PyTorch file, memory-mapped where the file allows, and the names of what it leaves."""
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f'{file} is a PyTorch file: pip install "mlx-convnextv2[torch]" to read it, or take safetensors weights'
+        ) from None
+    try:
+        # Training scripts store their arguments beside the weights: a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch's, of old files and of itself
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, ValueError):  # files from before PyTorch 1.6 cannot be mapped
+                content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"a {named[1]}" if named else "more than tensors"
+        raise ValueError(
+            f"{file} holds {what}, which is never unpickled: save the model's state_dict() instead"
+        ) from None
+    except Exception as error:  # damaged files lead to errors of many kinds
+        raise ValueError(f"{file} is truncated or corrupt ({' '.join(str(error).split())[:200]})") from None
+    return _state_dict(content, file)
+
+
+def _state_dict(content: Any, file: Path) -> tuple[dict[str, Any], list[str]]:
+    import torch
+
+    dropped: list[str] = []
+    prefix = ""
+    while isinstance(content, Mapping):
+        nested = next((key for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)), None)
+        if nested is None:
+            break
+        dropped += [f"{prefix}{key}" for key in content if key != nested]
+        content, prefix = content[nested], f"{prefix}{nested}."
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{file} holds a {type(content).__name__} and not a dictionary of tensors")
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    dropped += [f"{prefix}{key}" for key in content if key not in tensors]
+    if not tensors:
+        raise ValueError(f"{file} holds no tensors; it has {some([str(key) for key in content])}")
+    return tensors, dropped

@@ -1,0 +1,174 @@
+"""What is quantized, what is not and why.
+
+The linear layers are: pwconv1 and pwconv2 of every block, and the classifier, which hold nine tenths of the parameters.
+Convolutions stay in floating point (MLX has no quantized convolution), and so do norms and GRN, which are small. A
+linear layer is quantized in groups along its input; one whose input no group size divides stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+# What mx.quantize offers: group sizes and bits of each mode, the default first.
+MODES: dict[str, dict[str, tuple[int, ...]]] = {
+    "affine": {"group_sizes": (32, 64, 128), "bits": (4, 2, 3, 5, 6, 8)},
+    "mxfp4": {"group_sizes": (32,), "bits": (4,)},
+    "mxfp8": {"group_sizes": (32,), "bits": (8,)},
+    "nvfp4": {"group_sizes": (16,), "bits": (4,)},
+}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of one layer: quantized in groups of `group_size`, or left alone for `reason`."""
+
+    path: str
+    group_size: int | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class QuantizationPlan:
+    """What becomes of every layer of a model."""
+
+    mode: str
+    bits: int
+    group_size: int
+    layers: tuple[LayerPlan, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The `quantization` entry of a config.json: the common parameters, and each layer's where they differ."""
+        common = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+        own = {
+            layer.path: {**common, "group_size": layer.group_size}
+            for layer in self.layers
+            if layer.group_size not in (None, self.group_size)
+        }
+        return {**common, **own}
+
+
+def plan_quantization(
+    model: nn.Module, bits: int | None = None, group_size: int | None = None, mode: str = "affine"
+) -> QuantizationPlan:
+    """Decide for each layer; nothing is computed yet.
+
+    Args:
+        model: in floating point.
+        bits, group_size: None takes the mode's default. A layer whose input `group_size` does not divide takes the
+            largest smaller group size of the mode that does.
+        mode: one of `MODES`.
+
+    Raises:
+        ValueError: the mode does not offer these bits or this group size, or no layer could be quantized.
+    """
+    if mode not in MODES:
+        raise ValueError(f"the quantization mode must be one of {', '.join(MODES)}, not {mode!r}")
+    bits = MODES[mode]["bits"][0] if bits is None else bits
+    sizes = MODES[mode]["group_sizes"]
+    group_size = sizes[0] if group_size is None else group_size
+    for name, value, allowed in (("bits", bits, MODES[mode]["bits"]), ("group size", group_size, sizes)):
+        if value not in allowed:
+            raise ValueError(f"{mode} takes {name} of {', '.join(map(str, sorted(allowed)))}, not {value}")
+    layers = []
+    for path, module in model.named_modules():
+        if isinstance(module, nn.QuantizedLinear):
+            raise ValueError("the model is quantized already: start from the original checkpoint")
+        if isinstance(module, nn.Conv2d):
+            layers.append(LayerPlan(path, None, "MLX has no quantized convolution"))
+        elif isinstance(module, nn.Linear):
+            inputs = module.weight.shape[1]
+            fitting = [size for size in sizes if size <= group_size and inputs % size == 0]
+            reason = "" if fitting else f"no group size up to {group_size} divides its {inputs} inputs"
+            layers.append(LayerPlan(path, max(fitting, default=None), reason))
+    if all(layer.group_size is None for layer in layers):
+        raise ValueError("no layer of this model can be quantized: none has inputs that a group size divides")
+    return QuantizationPlan(mode, bits, group_size, tuple(sorted(layers, key=lambda layer: layer.path)))
+
+
+@dataclass(frozen=True)
+class QuantizationReport:
+    """What was quantized and what was not, and the size of the parameters in bytes before and after."""
+
+    plan: QuantizationPlan
+    bytes_before: int
+    bytes_after: int
+
+    def __str__(self) -> str:
+        outcome: Counter[tuple[str, str]] = Counter()
+        for layer in self.plan.layers:
+            kind = layer.path.rsplit(".", 1)[-1]
+            outcome["downsampling" if kind == "1" else kind, self._how(layer)] += 1
+        width = max(len(kind) for kind, _ in outcome)
+        lines = [f"  {count:3d} x {kind:{width}}  {how}" for (kind, how), count in sorted(outcome.items())]
+        sizes = f"  {self.bytes_before / 1e6:,.1f} MB before, {self.bytes_after / 1e6:,.1f} MB after"
+        return "\n".join(["Quantized:", *lines, sizes])
+
+    def _how(self, layer: LayerPlan) -> str:
+        if layer.group_size is None:
+            return f"left as it is: {layer.reason}"
+        how = f"{self.plan.bits} bits in groups of {layer.group_size}"
+        if layer.group_size != self.plan.group_size:
+            how += f", because {self.plan.group_size} does not divide its inputs"
+        return how
+
+
+def quantize(
+    model: nn.Module, bits: int | None = None, group_size: int | None = None, mode: str = "affine"
+) -> QuantizationReport:
+    """Quantize the model in place, as `plan_quantization` decides, and note it in `model.config`."""
+    plan = plan_quantization(model, bits, group_size, mode)
+    before = _stored_bytes(model)
+    _replace_layers(model, {layer.path: layer.group_size for layer in plan.layers if layer.group_size}, plan)
+    model.config.extra["quantization"] = plan.to_dict()
+    return QuantizationReport(plan, before, _stored_bytes(model))
+
+
+def restore_quantized_layers(model: nn.Module, names: Collection[str], prefix: str = "") -> None:
+    """Give the model quantized layers, their weights not yet loaded, where a checkpoint holds a layer's scales.
+
+    Args:
+        model: its config's `quantization` entry says how its layers are quantized.
+        names: of the checkpoint's tensors.
+        prefix: what the checkpoint puts before the model's names.
+
+    Raises:
+        ValueError: the entry is missing or makes no sense.
+    """
+    quantized = [name.removesuffix(".scales") for name in names if name.endswith(".scales")]
+    if not quantized:
+        return
+    entry = model.config.extra.get("quantization")
+    try:
+        plan = QuantizationPlan(entry["mode"], entry["bits"], entry["group_size"], ())
+        sizes = {path.removeprefix(prefix): entry.get(path, entry)["group_size"] for path in quantized}
+        offered = MODES[plan.mode]
+        allowed = (plan.bits, offered["bits"]), *((size, offered["group_sizes"]) for size in sizes.values())
+        if not all(type(value) is int and value in values for value, values in allowed):
+            raise ValueError
+    except (TypeError, KeyError, ValueError, AttributeError):
+        raise ValueError(
+            'the weights are quantized, and config.json has no valid "quantization" entry: convert them again'
+        ) from None
+    layers = tuple(LayerPlan(path, size) for path, size in sizes.items())
+    model.config.extra["quantization"] = replace(plan, layers=layers).to_dict()  # under this model's own names
+    _replace_layers(model, sizes, plan)
+
+
+def _stored_bytes(model: nn.Module) -> int:
+    """The size of all parameters in bytes."""
+    return sum(array.nbytes for array in dict(tree_flatten(model.parameters())).values())
+
+
+def _replace_layers(model: nn.Module, group_sizes: Mapping[str, int], plan: QuantizationPlan) -> None:
+    def parameters(path: str, _: nn.Module) -> bool | dict[str, Any]:
+        if path not in group_sizes:
+            return False
+        return {"group_size": group_sizes[path], "bits": plan.bits, "mode": plan.mode}
+
+    nn.quantize(model, class_predicate=parameters)

@@ -1,0 +1,204 @@
+"""Files of tensors: safetensors, whole or in shards, and PyTorch's own through the extra `torch`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from safetensors import SafetensorError, safe_open
+
+from .config import read_json, short
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# In the order in which they are looked for.
+WEIGHTS_FILES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
+PYTORCH_SUFFIXES = {".bin", ".pt", ".pth"}
+MAX_SHARD_BYTES = 5_000_000_000
+_TENSORS_AHEAD = 4
+_MAX_HEADER_BYTES = 2_000_000  # huge has 40 kB; safetensors itself takes 100 MB
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+_FILE_DTYPES = {"F32": mx.float32, "F16": mx.float16, "BF16": mx.bfloat16}
+_QUANTIZED_DTYPES = {"U32": mx.uint32, "U8": mx.uint8}  # of MLX's quantized weights and their scales
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file, not read yet: its key there, and its shape and dtype.
+
+    `transpose` says that the shape is MLX's and the file has the convolution in PyTorch's layout.
+    """
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: mx.Dtype
+    transpose: bool = False
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file holds: the format that it states ("pt" where it states none), its tensors, and what is left out."""
+
+    format: str
+    tensors: dict[str, Tensor]
+    dropped: tuple[str, ...] = ()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a checkpoint folder: the first of `WEIGHTS_FILES`, or the shards that it names."""
+    for name in WEIGHTS_FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        if file.suffix != ".json":
+            return [file]
+        files = [folder / shard for shard in shard_names(file)]
+        missing = [shard.name for shard in files if not shard.is_file()]
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks {some(missing)}, which its index names: download it again")
+        return files
+    raise FileNotFoundError(f"{folder} has no {' or '.join(WEIGHTS_FILES)}: there are no weights to read")
+
+
+def shard_names(index: Path) -> list[str]:
+    """The file names that a shard index gives; one that leads out of its folder is a ValueError."""
+    content = read_json(index)
+    weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(weight_map, Mapping) or not weight_map:
+        raise ValueError(f'{index} has no "weight_map": download it again')
+    names = sorted({str(name) for name in weight_map.values()})
+    kind = index.name.split(".")[1]  # model.safetensors.index.json or pytorch_model.bin.index.json
+    for name in names:
+        if not re.fullmatch(rf"\w[\w.-]*\.{kind}", name):
+            raise ValueError(f"{index} names {short(name)}, which is not a {kind} file beside it")
+    return names
+
+
+def read_header(file: Path) -> Header:
+    """What a safetensors or PyTorch file holds, without reading the tensors.
+
+    Raises:
+        ValueError: the file is truncated or corrupt, holds no tensors, or its extra is not installed.
+    """
+    with file.open("rb") as opened:  # which names the file if it may not be read
+        header_bytes = int.from_bytes(opened.read(8), "little")
+    if file.suffix in PYTORCH_SUFFIXES:
+        from .pytorch_files import read_pytorch_header
+
+        return read_pytorch_header(file)
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"{file} is truncated or corrupt (a header of {header_bytes} bytes): download it again")
+    try:
+        with safe_open(file, framework="numpy") as header:
+            file_format = (header.metadata() or {}).get("format", "pt")
+            views = {key: header.get_slice(key) for key in header.keys()}  # noqa: SIM118 - not a mapping
+            stored = {key: (tuple(view.get_shape()), view.get_dtype()) for key, view in views.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{file} is truncated or corrupt ({error}): download it again") from None
+    readable = {**_FILE_DTYPES, **(_QUANTIZED_DTYPES if file_format == "mlx" else {})}
+    tensors = {}
+    for key, (shape, dtype) in stored.items():
+        if dtype not in readable:
+            raise ValueError(f"{file} holds {key} as {dtype}: save it as one of {', '.join(DTYPES)} first")
+        tensors[key] = Tensor(file, key, shape, readable[dtype])
+    return Header(file_format, tensors)
+
+
+def read_tensors(file: Path) -> Mapping[str, mx.array]:
+    """The tensors of a file by key, in its own layout. From safetensors, each is read when MLX evaluates it."""
+    if file.suffix in PYTORCH_SUFFIXES:
+        from .pytorch_files import PyTorchTensors
+
+        return PyTorchTensors(file)
+    try:
+        return mx.load(str(file))  # type: ignore[return-value]  # a dict for safetensors
+    except RuntimeError as error:
+        raise ValueError(f"{file} cannot be read ({error}): download it again") from None
+
+
+def save_weights(
+    folder: Path, weights: Mapping[str, mx.array], metadata: Mapping[str, str], max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write model.safetensors, or shards of at most `max_shard_bytes` (a larger tensor gets one alone) and an index.
+
+    Raises:
+        OSError: a file cannot be written, for lack of space say.
+    """
+    shards: list[dict[str, mx.array]] = [{}]
+    filled = 0
+    for name, array in weights.items():
+        if filled + array.nbytes > max_shard_bytes and shards[-1]:
+            shards.append({})
+            filled = 0
+        shards[-1][name] = array
+        filled += array.nbytes
+    if len(shards) == 1:
+        return _save_file(folder / WEIGHTS_FILE, shards[0], metadata)
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _save_file(folder / file, shard, metadata)
+        weight_map.update(dict.fromkeys(shard, file))
+    total = sum(array.nbytes for array in weights.values())
+    write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file as the Hub's are written: indented, in UTF-8."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def as_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:
+    """float32, float16 or bfloat16 by name or as MLX's type; None stays None; anything else is a ValueError."""
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and (found is None or found not in DTYPES.values()):
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return found
+
+
+def is_floating(dtype: mx.Dtype) -> bool:
+    return mx.issubdtype(dtype, mx.floating)
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """A list for a message: the first few, without what would not print, and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(name if name.isprintable() and len(name) < 200 else short(name) for name in names[:most]) + more
+
+
+def _save_file(file: Path, weights: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file (https://github.com/huggingface/safetensors, "Format"), a tensor at a time.
+
+    MLX computes the next tensors while one is written, and never holds more than a few of its own making.
+    """
+    names = {dtype: name for name, dtype in {**_FILE_DTYPES, **_QUANTIZED_DTYPES}.items()}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, array in weights.items():
+        end = offset + array.nbytes
+        header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # the tensors begin at a multiple of 8 bytes
+    with file.open("wb") as opened:
+        opened.write(len(encoded).to_bytes(8, "little") + encoded)
+        ahead: deque[mx.array] = deque()
+        for array in weights.values():
+            ahead.append(array.reshape(-1).view(mx.uint8))
+            mx.async_eval(ahead[-1])
+            if len(ahead) == _TENSORS_AHEAD:
+                opened.write(memoryview(ahead.popleft()))  # type: ignore[arg-type]  # mx.array is a buffer
+        for array in ahead:
+            opened.write(memoryview(array))  # type: ignore[arg-type]
