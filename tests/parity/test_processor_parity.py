@@ -1,0 +1,206 @@
+"""The image processor beside transformers' PIL one: the same pixels, and each reads what the other writes."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from hypothesis import given, settings, strategies as st
+from PIL import Image
+
+try:
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+except ImportError:  # transformers 4, where it is the only one
+    from transformers.models.convnext.image_processing_convnext import (
+        ConvNextImageProcessor as ConvNextImageProcessorPil,
+    )
+
+from mlx_convnextv2 import ConvNextImageProcessor
+from mlx_convnextv2.images import open_image
+
+pytestmark = pytest.mark.parity
+
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+GREY = {"image_mean": [0.449], "image_std": [0.226]}
+FILTERS = [0, 1, 2, 3, 4, 5]
+
+# (width, height)
+SHAPES = [
+    *((1, 1), (1, 2), (2, 1), (3, 7), (1, 40), (40, 1)),
+    *((224, 224), (256, 256), (224, 300), (300, 224), (384, 384), (512, 512), (225, 223), (257, 255)),
+    *((640, 480), (375, 500), (101, 37), (900, 60), (60, 900), (333, 1000)),
+]
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Slopes, and noise on top of them, so that every place of the picture differs from its neighbours."""
+    y, x = np.mgrid[0:height, 0:width]
+    slopes = np.stack([x * 255 // width, y * 255 // height, (x + y) * 127 // (width + height)], axis=-1)
+    noise = np.random.RandomState(width * 1_009 + height).randint(0, 60, slopes.shape)
+    return Image.fromarray(np.minimum(slopes + noise, 255).astype(np.uint8)).convert(mode)
+
+
+def run_transformers(processor: ConvNextImageProcessorPil, *images: Image.Image) -> np.ndarray:
+    """Pixel values (N, H, W, C). Arrays whose layout is stated: of tiny pictures transformers 4 would guess it."""
+    arrays = [np.atleast_3d(np.asarray(image)) for image in images]
+    pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
+    return pixels.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
+
+
+def assert_same_pixels(image: Image.Image, config: dict) -> None:
+    """Compare both processors on an image that is RGB, or grey where the mean has one channel."""
+    config = {"resample": 3, **config}  # the default was another one in transformers 4
+    assert_equal(
+        ConvNextImageProcessor.from_dict(config)(image), run_transformers(ConvNextImageProcessorPil(**config), image)
+    )
+
+
+def assert_equal(ours, theirs: np.ndarray) -> None:
+    ours = np.array(ours)
+    assert ours.dtype == np.float32
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-6
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids="{0[0]}x{0[1]}".format)
+@pytest.mark.parametrize("size", [224, 256, 384])
+def test_every_shape_gives_the_same_pixels(shape, size):
+    assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "crop_pct": 0.875, "resample": 3, **IMAGENET})
+
+
+@pytest.mark.parametrize("size", [512, 383, 100, 33, 1])
+@pytest.mark.parametrize("shape", [(640, 480), (101, 37)])
+def test_every_size_gives_the_same_pixels(shape, size):
+    assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "crop_pct": 0.875, "resample": 3, **IMAGENET})
+
+
+@pytest.mark.parametrize("size", [224, 256, 384, 63])
+@pytest.mark.parametrize("crop_pct", [0.9, 0.95, 1.0, 0.875, 0.5, 0.333])
+def test_every_crop_gives_the_same_pixels(size, crop_pct):
+    for shape in [(130, 97), (97, 130)]:
+        assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "crop_pct": crop_pct, **IMAGENET})
+
+
+@pytest.mark.parametrize("resample", FILTERS)
+@pytest.mark.parametrize("size", [224, 64, 384])
+def test_every_filter_gives_the_same_pixels(size, resample):
+    for shape in [(130, 97), (300, 500)]:
+        assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "resample": resample, **IMAGENET})
+
+
+@pytest.mark.parametrize("factor", [1 / 255, 1 / 127.5, 0.00392156862745098, 1.0, 0.1])
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_every_rescale_factor_gives_the_same_pixels(factor, do_normalize):
+    config = {"size": {"shortest_edge": 64}, "rescale_factor": factor, "do_normalize": do_normalize, **IMAGENET}
+    assert_same_pixels(picture(130, 97), config)
+
+
+@pytest.mark.parametrize("do_resize", [True, False])
+@pytest.mark.parametrize("do_rescale", [True, False])
+@pytest.mark.parametrize("do_normalize", [True, False])
+def test_every_step_can_be_left_out(do_resize, do_rescale, do_normalize):
+    steps = {"do_resize": do_resize, "do_rescale": do_rescale, "do_normalize": do_normalize}
+    assert_same_pixels(picture(130, 97), {"size": {"shortest_edge": 64}, **steps, **IMAGENET})
+
+
+@pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize"])
+def test_a_step_that_is_null_is_left_out(tmp_path, step):
+    config = {**ConvNextImageProcessor(size=64).to_dict(), step: None}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    image = picture(130, 97)
+    theirs = ConvNextImageProcessorPil.from_pretrained(tmp_path)
+    assert_equal(ConvNextImageProcessor.from_pretrained(tmp_path)(image), run_transformers(theirs, image))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK", "YCbCr", "I;16"])
+def test_every_mode_gives_the_pixels_of_its_rgb_form(mode):
+    image = picture(130, 97, "L").convert("I").convert(mode) if mode == "I;16" else picture(130, 97, mode)
+    config = {"size": {"shortest_edge": 64}, "resample": 3, **IMAGENET}
+    theirs = run_transformers(ConvNextImageProcessorPil(**config), open_image(image))
+    assert_equal(ConvNextImageProcessor.from_dict(config)(image), theirs)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (130, 97), (1, 1), (40, 3)])
+@pytest.mark.parametrize("size", [32, 224, 384])
+def test_grey_images_give_the_same_pixels(shape, size):
+    assert_same_pixels(picture(*shape, mode="L"), {"size": {"shortest_edge": size}, **GREY})
+
+
+def test_a_batch_gives_the_same_pixels():
+    images = [picture(*shape) for shape in [(640, 480), (101, 37), (224, 224)]]
+    config = {"size": {"shortest_edge": 224}, "resample": 3, **IMAGENET}
+    theirs = run_transformers(ConvNextImageProcessorPil(**config), *images)
+    assert_equal(ConvNextImageProcessor.from_dict(config)(images), theirs)
+
+
+def test_a_pil_image_passed_as_users_do_gives_the_same_pixels():
+    image = picture(640, 480)
+    config = {"size": {"shortest_edge": 224}, "resample": 3, **IMAGENET}
+    theirs = ConvNextImageProcessorPil(**config)(image, return_tensors="np")["pixel_values"]
+    assert_equal(ConvNextImageProcessor.from_dict(config)(image), theirs.transpose(0, 2, 3, 1))
+
+
+CONFIGS = st.fixed_dictionaries(
+    {
+        "size": st.builds(lambda side: {"shortest_edge": side}, st.integers(1, 260) | st.integers(380, 400)),
+        "crop_pct": st.floats(0.2, 1.0),
+        "resample": st.sampled_from(FILTERS),
+        "rescale_factor": st.floats(1e-3, 1e-2),
+        "do_resize": st.sampled_from([True, True, True, False]),
+        "do_normalize": st.booleans(),
+        "image_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
+        "image_std": st.lists(st.floats(0.2, 1), min_size=3, max_size=3),
+    }
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), config=CONFIGS)
+def test_any_combination_gives_the_same_pixels(width, height, config):
+    # a strip is resized to a huge picture, of which both keep a small square: slow, and nothing new
+    if max(width, height) > 20 * min(width, height):
+        width = height = min(width, height)
+    assert_same_pixels(picture(width, height), config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"size": {"shortest_edge": 224}, "crop_pct": 0.9, "resample": 2, **IMAGENET},
+        {"size": {"shortest_edge": 32}, "do_normalize": False, **GREY},
+        {"do_resize": False, "do_rescale": False, "rescale_factor": 0.5},
+    ],
+    ids=["defaults", "published", "grey", "steps left out"],
+)
+class TestFiles:
+    def test_we_read_what_transformers_writes(self, tmp_path, config):
+        theirs = ConvNextImageProcessorPil(**config)
+        theirs.save_pretrained(tmp_path)
+        ours = ConvNextImageProcessor.from_pretrained(tmp_path)
+        for name, value in config.items():
+            assert getattr(ours, name) == value
+        self.assert_same(ours, theirs, config)
+
+    def test_transformers_reads_what_we_write(self, tmp_path, config):
+        ours = ConvNextImageProcessor.from_dict(config)
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
+        theirs = ConvNextImageProcessorPil.from_pretrained(tmp_path)
+        for name, value in config.items():
+            read = getattr(theirs, name)
+            assert (list(read) if isinstance(read, tuple) else read) == value
+        self.assert_same(ours, theirs, config)
+
+    def test_the_round_trip_through_transformers_loses_nothing(self, tmp_path, config):
+        ours = ConvNextImageProcessor.from_dict(config)
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
+        ConvNextImageProcessorPil.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+        assert ConvNextImageProcessor.from_pretrained(tmp_path / "again").to_dict() == ours.to_dict()
+
+    def assert_same(self, ours, theirs, config):
+        image = picture(130, 97, "L" if len(config.get("image_mean", "RGB")) == 1 else "RGB")
+        assert_equal(ours(image), run_transformers(theirs, image))

@@ -1,0 +1,101 @@
+"""PyTorch's own files: what training leaves in them, and what is never run."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import mlx.core as mx
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import numpy as np  # noqa: E402
+from conftest import ROOT  # noqa: E402
+from mlx.utils import tree_flatten  # noqa: E402
+from source_keys import original_key  # noqa: E402
+
+from mlx_convnextv2 import load  # noqa: E402
+from mlx_convnextv2.weights import to_pytorch_layout  # noqa: E402
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
+
+
+@pytest.fixture(scope="module")
+def state(small_model):
+    weights = to_pytorch_layout(dict(tree_flatten(small_model.parameters())))
+    return {original_key(name): torch.tensor(np.array(array)) for name, array in weights.items()}
+
+
+def assert_same_weights(path, model):
+    loaded = dict(tree_flatten(load(path)[0].parameters()))
+    for name, array in tree_flatten(model.parameters()):
+        assert mx.array_equal(loaded[name], array), name
+
+
+def test_training_leftovers_are_listed_as_they_are_dropped(tmp_path, run, state, small_model):
+    leftovers = {"optimizer": {"step": torch.zeros(3)}, "epoch": 7, "args": argparse.Namespace(lr=0.1)}
+    torch.save({"model": state, **leftovers}, tmp_path / "last.pt")
+    result = run("convert", "--hf-path", tmp_path / "last.pt", "--mlx-path", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "Left out of what the file holds: optimizer, epoch, args\n" in result.stdout
+    assert_same_weights(tmp_path / "out", small_model)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "ema.", "module._orig_mod."])
+def test_what_wrappers_put_before_the_names_goes(tmp_path, state, small_model, prefix):
+    torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "weights.pth")
+    assert_same_weights(tmp_path / "weights.pth", small_model)
+
+
+def test_the_averaged_weights_are_preferred(tmp_path, state, small_model):
+    other = {key: value + 1 for key, value in state.items()}
+    torch.save({"model": other, "model_ema": state}, tmp_path / "weights.pt")
+    assert_same_weights(tmp_path / "weights.pt", small_model)
+
+
+def test_files_of_before_pytorch_1_6_are_read(tmp_path, state, small_model):
+    torch.save({"model": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert_same_weights(tmp_path / "old.pt", small_model)
+
+
+class Attack:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_file_cannot_run_code(tmp_path, run, state):
+    torch.save({"model": state, "attack": Attack(tmp_path / "attacked")}, tmp_path / "evil.pt")
+    result = run("convert", "--hf-path", tmp_path / "evil.pt", "--mlx-path", tmp_path / "out")
+    assert result.returncode == 2
+    assert "never unpickled" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "attacked").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, 50_000])
+def test_a_truncated_file_is_named(tmp_path, state, kept):
+    torch.save({"model": state}, tmp_path / "cut.pt")
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"cut\.pt"):
+        load(tmp_path / "cut.pt")
+
+
+def test_without_pytorch_the_error_names_the_extra(tmp_path, state):
+    torch.save({"model": state}, tmp_path / "weights.pt")
+    code = (
+        "import sys; sys.modules['torch'] = None\nfrom mlx_convnextv2.convert import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["--hf-path", tmp_path / "weights.pt", "--mlx-path", tmp_path / "out"]
+    result = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert 'pip install "mlx-convnextv2[torch]"' in result.stderr
+
+
+def test_a_mixture_of_schemes_shows_keys(tmp_path, state):
+    torch.save({**state, "stem.0.weight": torch.zeros(1)}, tmp_path / "mixed.pt")
+    with pytest.raises(ValueError, match="mixes the tensor names of timm and the original repository"):
+        load(tmp_path / "mixed.pt")

@@ -1,0 +1,68 @@
+"""`convert --verify`, and the plain-PyTorch reference that it falls back to."""
+
+import re
+
+import mlx.core as mx
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from conftest import SMALL  # noqa: E402
+from source_keys import original_key  # noqa: E402
+
+from mlx_convnextv2.convert import convert  # noqa: E402
+from mlx_convnextv2.verify import TOLERANCES, verify  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(0)
+    config = transformers.ConvNextV2Config(**SMALL, num_labels=7, layer_norm_eps=1e-6)
+    model = transformers.ConvNextV2ForImageClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(params=["transformers", "original"])
+def source(request, theirs, tmp_path):
+    """A checkpoint, and who should run it."""
+    if request.param == "transformers":
+        theirs.save_pretrained(tmp_path / "source")
+        return tmp_path / "source", "transformers"
+    state = {original_key(key): value for key, value in theirs.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "source.pt")
+    return tmp_path / "source.pt", "plain PyTorch"
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_a_conversion_passes(source, tmp_path, dtype):
+    path, reference = source
+    verification = convert(path, tmp_path / "out", dtype=dtype, verify=True).verification
+    assert verification.reference == reference
+    assert verification.passed
+    assert verification.tolerance == TOLERANCES[dtype]
+    assert verification.top1 == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+def test_a_changed_result_fails(source, tmp_path):
+    path, _ = source
+    convert(path, tmp_path / "out")
+    weights, metadata = mx.load(str(tmp_path / "out" / "model.safetensors"), return_metadata=True)
+    weights["classifier.bias"] = weights["classifier.bias"] + mx.array([0, 0, 0, 0, 0, 0, 0.01])
+    mx.save_safetensors(str(tmp_path / "out" / "model.safetensors"), weights, metadata)
+    assert not verify(path, tmp_path / "out").passed
+
+
+def test_the_command_prints_it(run, theirs, tmp_path):
+    theirs.save_pretrained(tmp_path / "source")
+    result = run("convert", "--hf-path", tmp_path / "source", "--mlx-path", tmp_path / "out", "--verify")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"Verified against transformers on 8 images:\n  largest difference [\d.e-]+ ", result.stdout)
+    assert "top-1 agreement 100%, top-5 agreement 100%" in result.stdout

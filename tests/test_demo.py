@@ -1,0 +1,80 @@
+"""The bundled demo: its size, its accuracy on digits it was not trained on, and the script that makes it."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mlx_convnextv2 import ConvNextImageProcessor, load
+from mlx_convnextv2.classify import DEMO
+
+sys.path.insert(0, str(ROOT / "examples"))
+import train_digits
+
+SEED = 0  # of the bundled checkpoint: the script's default
+
+
+@pytest.fixture(scope="module")
+def held_out():
+    processor = ConvNextImageProcessor.from_pretrained(DEMO)
+    pictures, pixel_values, classes = train_digits.digits(processor, SEED)
+    return pictures[: train_digits.HELD_OUT], pixel_values[: train_digits.HELD_OUT], classes[: train_digits.HELD_OUT]
+
+
+def test_the_demo_is_small():
+    assert sum(file.stat().st_size for file in DEMO.rglob("*") if file.is_file()) <= 1_500_000
+
+
+def test_the_bundled_checkpoint_is_right_on_98_percent_of_the_held_out_digits(held_out):
+    _, pixel_values, classes = held_out
+    model, _ = load(DEMO)
+    assert train_digits.accuracy(model, pixel_values, classes) >= 0.98
+
+
+def test_the_bundled_images_are_held_out_digits_named_after_their_class(held_out):
+    pictures, _, classes = held_out
+    files = sorted((DEMO / "images").iterdir())
+    assert [file.name for file in files] == [f"digit-{digit}.png" for digit in range(10)]
+    for digit, file in enumerate(files):
+        same = (pictures == np.asarray(Image.open(file))).all(axis=(1, 2))
+        assert digit in classes[same], file
+
+
+def test_the_demo_command_names_the_bundled_digits(run):
+    result = run("classify", "--demo", "--format", "json")
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    answers = [(re.search(r"digit-(\d)\.png$", line["image"])[1], line["predictions"][0]["label"]) for line in lines]
+    assert answers == [(str(digit), str(digit)) for digit in range(10)]
+
+
+def test_the_demo_command_takes_images_of_the_user(run):
+    result = run("classify", "--demo", DEMO / "images" / "digit-7.png", "--format", "json", "--top-k", "1")
+    (line,) = map(json.loads, result.stdout.splitlines())
+    assert line["predictions"][0]["label"] == "7"
+
+
+@pytest.mark.slow
+def test_the_training_script_reaches_98_percent_within_ten_minutes(tmp_path):
+    start = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, "examples/train_digits.py", "--output", tmp_path / "digits"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert time.monotonic() - start < 600
+    printed = float(re.search(r"held-out accuracy: ([\d.]+)%", result.stdout)[1])
+    assert printed >= 98
+    model, processor = load(tmp_path / "digits")
+    _, pixel_values, classes = train_digits.digits(processor, SEED)
+    measured = train_digits.accuracy(model, pixel_values[: train_digits.HELD_OUT], classes[: train_digits.HELD_OUT])
+    assert printed == pytest.approx(100 * measured, abs=0.01)
+    assert len(list((tmp_path / "digits" / "images").glob("*.png"))) == 10

@@ -1,0 +1,47 @@
+"""The examples, run as their first lines say."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from mlx_convnextv2.classify import DEMO
+
+
+@pytest.fixture(scope="module")
+def run_example(mlx_folder):
+    def run_example(name, *arguments, model=mlx_folder):
+        command = [sys.executable, ROOT / "examples" / name, *map(str, arguments), "--model", model]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run_example
+
+
+def test_embeddings_finds_a_digit_like_itself_and_unlike_another(run_example):
+    def similarity(one, other):
+        images = (DEMO / "images" / f"digit-{digit}.png" for digit in (one, other))
+        return float(re.search(r"similarity: (-?[\d.]+)", run_example("embeddings.py", *images, model=DEMO))[1])
+
+    assert similarity(3, 3) == 1
+    assert similarity(3, 8) < 0.5
+
+
+def test_feature_maps_prints_each_stage(run_example, photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    # the processor makes 32 x 32 pixels; the stages of the small model are 8, 12, 20 and 33 channels wide
+    assert run_example("feature_maps.py", tmp_path / "a.png").splitlines() == [
+        "stage1: 8 x 8 positions of 8 channels, one for every 4 pixels",
+        "stage2: 4 x 4 positions of 12 channels, one for every 8 pixels",
+        "stage4: 1 x 1 positions of 33 channels, one for every 32 pixels",
+    ]
+
+
+def test_frames_prints_a_label_for_each_frame(run_example):
+    lines = run_example("frames.py").splitlines()
+    assert len(lines) == 8
+    for number, line in enumerate(lines):
+        assert re.fullmatch(rf"frame {number}: thing [0-6] \(\d+\.\d%\)", line)

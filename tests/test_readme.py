@@ -1,0 +1,125 @@
+"""README.md does what it says: every command and every piece of Python in it is run."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL, randomize
+from hub_server import HubServer
+from mlx.utils import tree_flatten
+from PIL import Image
+from source_keys import original_key, timm_key
+
+from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
+# These set up an environment of their own, or run this very suite.
+SETUP = [command for command in COMMANDS if "venv" in command]
+PYTEST = [command for command in COMMANDS if "-m pytest" in command and command not in SETUP]
+EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with the files that README speaks of, and a Hub with its models, each a small one of the real kind."""
+    root = tmp_path_factory.mktemp("readme")
+    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=1000))
+    randomize(model)
+    source = root / "source"
+    save(model, source, ConvNextImageProcessor(size=224), format="huggingface")
+    hub = HubServer(root / "hub")
+    for name in ("facebook/convnextv2-tiny-1k-224", "facebook/convnextv2-base-22k-224"):
+        hub.commit(name, source)
+    hub.commit("timm/convnextv2_nano.fcmae_ft_in1k", as_timm(model, root / "timm"))
+    folder = root / "folder"
+    (folder / "photos").mkdir(parents=True)
+    for name in ("cat.jpg", "dog.jpg", "photos/cat.jpg"):
+        make_photo(folder / name)
+    if importlib.util.find_spec("torch"):
+        write_original(model, folder / "convnextv2_atto_1k_224_ema.pt")
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    yield folder, {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **env}
+    hub.stop()
+
+
+def make_photo(path):
+    Image.linear_gradient("L").convert("RGB").resize((320, 240)).save(path)
+
+
+def pytorch_weights(model):
+    for name, array in tree_flatten(model.parameters()):
+        is_convolution = array.ndim == 4 and "grn" not in name
+        yield name, array.transpose(0, 3, 1, 2) if is_convolution else array
+
+
+def as_timm(model, folder):
+    weights = {timm_key(name): array.reshape(-1) if "grn" in name else array for name, array in pytorch_weights(model)}
+    folder.mkdir()
+    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
+    (folder / "config.json").write_text('{"architecture": "convnextv2_nano", "num_classes": 1000}')
+    return folder
+
+
+def write_original(model, path):
+    import torch
+
+    weights = {original_key(name): torch.tensor(np.array(array)) for name, array in pytorch_weights(model)}
+    torch.save({"model": weights}, path)
+
+
+def test_every_command_is_of_a_kind_that_is_tested_here():
+    assert len(SETUP) == 2
+    assert all(command.startswith(("python -m mlx_convnextv2.", "cat cat.jpg | python")) for command in EXAMPLES)
+
+
+def test_the_commands_run_in_order_word_for_word(world):
+    folder, env = world
+    for command in EXAMPLES:
+        if ".pt " in command and not importlib.util.find_spec("torch"):
+            continue  # needs the extra `torch`, as README says
+        result = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
+    assert (folder / "labels.csv").read_text().startswith("image,rank,label,index,score,error\n")
+
+
+def test_the_python_runs(world):
+    folder, env = world
+    blocks = [block for language, block in BLOCKS if language == "python"]
+    assert len(blocks) == 2
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], cwd=folder, env=env, capture_output=True, text=True)
+        assert result.returncode == 0, f"{block}\n{result.stderr}"
+
+
+def test_the_demo_prints_what_readme_shows(run):
+    shown = re.search(r"<!-- demo output -->\n```\n(.*?)```", README, re.DOTALL)[1]
+    assert run("classify", "--demo", "--top-k", "2").stdout == shown
+
+
+def test_the_table_of_checkpoints_counts_the_parameters():
+    rows = re.findall(r"^\| (\w+) \| ([\d,]+) \|", README, re.MULTILINE)
+    assert [size for size, _ in rows] == ["atto", "femto", "pico", "nano", "tiny", "base", "large", "huge"]
+    for size, shown in rows:
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))  # never evaluated
+        assert sum(array.size for array in dict(tree_flatten(model.parameters())).values()) == int(
+            shown.replace(",", "")
+        )
+
+
+@pytest.mark.slow
+def test_the_first_command_works_in_a_fresh_clone(tmp_path):
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "-q", ROOT, clone], check=True)
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    result = subprocess.run(SETUP[0], shell=True, cwd=clone, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == re.search(r"<!-- demo output -->\n```\n(.*?)```", README, re.DOTALL)[1]

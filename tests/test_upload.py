@@ -1,0 +1,48 @@
+"""Publishing: `--upload-repo` through the real huggingface_hub client, against the Hub on this machine."""
+
+import json
+
+import pytest
+from hub_server import HubServer
+
+
+@pytest.fixture
+def hub(tmp_path):
+    server = HubServer(tmp_path / "hub")
+    server.root.mkdir()
+    server.upload_token = "hf_secret"
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def env(hub, tmp_path):
+    home = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret"}
+    return {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **home}
+
+
+def test_a_converted_checkpoint_is_published_and_loads_from_there(hub, env, run, hf_folder, photo, tmp_path):
+    out = tmp_path / "out"
+    result = run("convert", "--hf-path", hf_folder, "--mlx-path", out, "--upload-repo", "somebody/small", env=env)
+    assert result.returncode == 0, result.stderr
+    (published,) = hub.repositories["somebody/small"].commits.values()
+    assert {f.name: f.read_bytes() for f in published.iterdir()} == {f.name: f.read_bytes() for f in out.iterdir()}
+
+    photo.save(tmp_path / "photo.png")
+    answers = [
+        run("classify", tmp_path / "photo.png", "--format", "json", "--model", model, env=env)
+        for model in (out, "somebody/small")
+    ]
+    local, from_hub = (json.loads(answer.stdout)["predictions"] for answer in answers)
+    assert from_hub == local
+
+
+@pytest.mark.parametrize("repo", ["not a repo", "somebody/small"])
+def test_an_upload_that_fails_says_so_and_keeps_the_folder(hub, env, run, hf_folder, tmp_path, repo):
+    hub.upload_token = "another"
+    out = tmp_path / "out"
+    result = run("convert", "--hf-path", hf_folder, "--mlx-path", out, "--upload-repo", repo, env=env)
+    assert result.returncode == 2
+    assert repo in result.stderr
+    assert "Traceback" not in result.stderr
+    assert (out / "model.safetensors").is_file()
