@@ -30,6 +30,7 @@ MAX_STAGES = 64
 MAX_DEPTH = 1_000  # of all stages together
 MAX_LABELS = 100_000
 _MAX_JSON_BYTES = 4_000_000  # ImageNet-22k's labels take under 3 MB
+_MAX_JSON_MARKS = 300_000  # commas and brackets; ImageNet-22k's labels, both ways, have about 120,000
 
 
 @dataclass
@@ -238,11 +239,14 @@ def short(value: Any) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """The parsed content of a JSON file; a file that is not JSON, or over 4 MB, is a ValueError that names it."""
+    """The parsed content of a JSON file; one that is none, or too large, is a ValueError that names it."""
     if Path(path).stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has more than {_MAX_JSON_BYTES // 10**6} MB, so it is no checkpoint's JSON file")
+    content = Path(path).read_bytes()
+    if sum(content.count(mark) for mark in (b",", b"[", b"{")) > _MAX_JSON_MARKS:
+        raise ValueError(f"{path} has more than {_MAX_JSON_MARKS:,} entries, so it is no checkpoint's JSON file")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not valid JSON ({error}): download or write it again") from None
 

@@ -71,15 +71,19 @@ def convert(
     """
     from .download import fetch
     from .folders import check_target
-    from .hub import load, save, upload
-    from .model_card import read_licence
+    from .hub import check_repo_id, load, save, upload
+    from .model_card import read_base_model, read_licence
     from .quantization import quantize as quantize_model
     from .sources import open_checkpoint
 
     if verify and to != "mlx":
         raise ValueError("verifying runs the result in MLX: leave --to huggingface or --verify out")
+    mlx_path = os.path.expanduser(mlx_path)
     check_target(mlx_path, overwrite)  # before a download of gigabytes
+    if upload_repo is not None:
+        check_repo_id(upload_repo)
     source = fetch(hf_path, revision=revision, card=True)
+    is_local = os.path.exists(os.path.expanduser(hf_path))
     target = Path(mlx_path).resolve()
     if target in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{mlx_path} holds the source itself: choose another folder for the result")
@@ -99,7 +103,7 @@ def convert(
         format=to,
         overwrite=overwrite,
         name=upload_repo,
-        base_model=os.path.basename(os.path.realpath(hf_path)) if os.path.exists(hf_path) else os.fspath(hf_path),
+        base_model=read_base_model(source) or (source.resolve().name if is_local else os.fspath(hf_path)),
         licence=read_licence(source),
     )
     verification = None
@@ -145,12 +149,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
+    from .leftovers import grouped
+
     if sys.stderr.isatty():
         cli.say(f"Loading {args.hf_path} ...")  # before the slow imports
     options = {name: value for name, value in vars(args).items() if name not in ("hf_path", "mlx_path")}
     conversion = convert(args.hf_path, args.mlx_path, **options)
     if conversion.dropped:
-        print(f"Left out of what the file holds: {', '.join(conversion.dropped)}")
+        print(f"Left out of what the file holds: {grouped(conversion.dropped)}")
     if conversion.quantization is not None:
         print(conversion.quantization)
     print(f"Wrote {args.mlx_path}: {_summary(conversion.path)}")

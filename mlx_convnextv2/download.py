@@ -7,10 +7,13 @@ import re
 import warnings
 from pathlib import Path
 
+from .config import short
 from .image_processor import PREPROCESSOR_FILE
 from .model_card import CARD_FILE
 from .sources import CONFIG_FILE, check_architecture
 from .tensor_files import PYTORCH_SUFFIXES, WEIGHTS_FILES, shard_names
+
+_SILENCE_SECONDS = 20
 
 
 def fetch(
@@ -26,9 +29,14 @@ def fetch(
     Raises:
         FileNotFoundError: no such folder, repository, revision or file.
         OSError: the Hub is out of reach.
+        ValueError: a revision of what is no Hub repository.
     """
+    if not isinstance(path_or_repo, str | os.PathLike):
+        raise TypeError(f"a checkpoint is a folder, a file or a Hub id, not {short(path_or_repo)}")
     name = os.fspath(path_or_repo)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
+    if name and path.exists() and revision is not None:
+        raise ValueError(f"{name} is on this machine and has no revisions: leave the revision {revision} out")
     if name and path.is_dir():
         return path
     if name and path.exists():
@@ -44,6 +52,7 @@ def fetch(
 
 def _download(repo: str, revision: str | None, weights: bool, card: bool) -> Path:
     """Download what is needed of a Hub repository, all of one commit, into huggingface_hub's cache."""
+    _check_that_the_hub_answers(repo, revision)
     config = _download_file(repo, CONFIG_FILE, revision)
     folder = config.parent
     commit = folder.name  # .../snapshots/COMMIT/config.json
@@ -57,6 +66,24 @@ def _download(repo: str, revision: str | None, weights: bool, card: bool) -> Pat
     if weights:
         _download_weights(repo, commit)
     return folder
+
+
+def _check_that_the_hub_answers(repo: str, revision: str | None) -> None:
+    """Raise an OSError if nothing is cached and the Hub is silent, which its client bears for six minutes.
+
+    Any answer will do: what it says is said again to the download itself.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        if try_to_load_from_cache(repo, CONFIG_FILE, revision=revision) is None:
+            get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision), timeout=_SILENCE_SECONDS)
+    except Exception as error:
+        if "Timeout" in type(error).__name__:  # the HTTP client's own types vary with its version
+            raise OSError(
+                f"the Hub has not answered for {_SILENCE_SECONDS} seconds, so {repo} cannot be downloaded: check the "
+                "connection and HF_ENDPOINT"
+            ) from None
 
 
 def _download_weights(repo: str, commit: str) -> None:
@@ -104,7 +131,7 @@ def _download_file(repo: str, file: str, revision: str | None) -> Path:
     except hf.HFValidationError:
         raise _no_such_folder(repo) from None
     except Exception as error:  # whatever the HTTP client raises: its own types are not OSErrors
-        status = _status(error)
+        status = http_status(error)
         if status in (401, 403):
             raise OSError(f"the Hub refuses {file} of {repo} to this HF_TOKEN (status {status}): renew it") from None
         if isinstance(error, hf.EntryNotFoundError) and not isinstance(error, hf.LocalEntryNotFoundError):
@@ -123,7 +150,7 @@ def _no_such_folder(name: str) -> FileNotFoundError:
     return FileNotFoundError(f"there is no folder called {name!r}, and it is not a Hub id such as owner/name")
 
 
-def _status(error: BaseException | None) -> int | None:
+def http_status(error: BaseException | None) -> int | None:
     """The HTTP status behind an error, if the Hub has answered."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)

@@ -36,7 +36,8 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
     """
     path = Path(target).absolute()
     made = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(target):
+        path.parent.mkdir(parents=True, exist_ok=True)
     ours = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}({re.escape(_PARTIAL)}|{re.escape(_REPLACED)})")
     for folder in path.parent.iterdir():
         if ours.fullmatch(folder.name):
@@ -45,7 +46,8 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
     lock = None
     try:
-        lock = _make_locked(temporary)
+        with _naming(target):
+            lock = _make_locked(temporary)
         yield temporary
         _put_in_place(temporary, path, overwrite)
     except BaseException as error:
@@ -59,6 +61,15 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
     finally:
         if lock is not None:
             os.close(lock)
+
+
+@contextmanager
+def _naming(target: str | os.PathLike[str]) -> Iterator[None]:
+    """Let the system's error speak of the folder that was asked for, rather than of one made on the way."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, f"it cannot be written ({error.strerror})", os.fspath(target)) from None
 
 
 def _make_locked(folder: Path) -> int:
@@ -116,6 +127,9 @@ def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> Non
     if not os.fspath(target):
         raise ValueError("the folder to write needs a name")
     path = Path(target)
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{target} cannot be written: {nearest} is not a folder")
     if path.resolve() == Path.cwd():
         raise FileExistsError("the current folder cannot be replaced: choose another one")
     if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):

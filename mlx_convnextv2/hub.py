@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,8 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from . import __version__
-from .config import ConvNextV2Config
-from .download import fetch, first_line
+from .config import ConvNextV2Config, short
+from .download import fetch, first_line, http_status
 from .folders import new_folder
 from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
 from .model import (
@@ -23,11 +24,13 @@ from .model import (
 )
 from .model_card import CARD_FILE, model_card
 from .quantization import restore_quantized_layers
-from .sources import CONFIG_FILE, open_checkpoint, read_config, read_processor
+from .sources import CONFIG_FILE, TIMM_KEYS, described_by, open_checkpoint, read_config, read_processor
 from .tensor_files import MAX_SHARD_BYTES, as_dtype, dtype_name, is_floating, save_weights, write_json
 from .weights import HUGGING_FACE, Checkpoint, load_weights, to_pytorch_layout
 
 _PREFIX = "convnextv2."
+_NORMS = "hidden_states_norms."
+_MODEL_CLASSES = (ConvNextV2ForImageClassification, ConvNextV2Model, ConvNextV2Backbone)
 
 
 def load(
@@ -48,7 +51,8 @@ def load(
         revision: branch, tag or commit of the Hub repository.
         model_class: ConvNextV2ForImageClassification, ConvNextV2Model or ConvNextV2Backbone; None takes what the
             checkpoint holds. A model or backbone leaves the parts out that it has no use for: classifier, and for a
-            backbone the final norm. A backbone's own norms start at 1 and 0 where the checkpoint has none.
+            backbone the final norm. A backbone's own norms start at 1 and 0 where the checkpoint has none; those of
+            stages that `out_features` leaves out are not read.
         config_overrides: fields of the configuration to change, such as `out_features=["stage2", "stage4"]`.
 
     Returns:
@@ -57,13 +61,21 @@ def load(
     Raises:
         FileNotFoundError: no such folder, repository, revision or weights.
         OSError: the Hub is out of reach.
-        ValueError: another architecture, a corrupt file, or weights that do not fit (listed).
+        TypeError: `path_or_repo` is no path and no id.
+        ValueError: another architecture, a corrupt file, weights that do not fit (listed), a `revision` of something
+            local, or another `model_class`.
     """
     dtype = as_dtype(dtype)
+    if model_class is not None and model_class not in _MODEL_CLASSES:
+        names = ", ".join(known.__name__ for known in _MODEL_CLASSES)
+        raise ValueError(f"model_class must be one of {names}, not {short(model_class)}")
     checkpoint = open_checkpoint(fetch(path_or_repo, revision=revision))
     config = read_config(checkpoint, **config_overrides)
     model, sources, left_out = _build(config, checkpoint, model_class)
-    load_weights(model, checkpoint, sources, left_out, dtype)
+    if isinstance(model, ConvNextV2Backbone) and not {"out_features", "out_indices"}.isdisjoint(config_overrides):
+        unasked = set(config.stage_names) - set(config.out_features)
+        left_out |= {name for name in checkpoint.tensors if re.match(rf"{_NORMS}({'|'.join(unasked)})\.", name)}
+    load_weights(model, checkpoint, sources, left_out, dtype, described_by(checkpoint))
     return model.eval(), read_processor(checkpoint, config)
 
 
@@ -108,9 +120,12 @@ def save(
     quantized = not all(is_floating(array.dtype) for array in weights.values())
     if format == "huggingface" and quantized:
         raise ValueError("transformers cannot read MLX's quantized weights: save the original checkpoint instead")
+    path = os.path.expanduser(path)
     with new_folder(path, overwrite) as folder:
         save_weights(folder, weights, metadata, max_shard_bytes)
         config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+        if format == "huggingface":
+            config = {key: value for key, value in config.items() if key not in TIMM_KEYS}
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
         write_json(folder / CONFIG_FILE, config)
         if processor is not None:
@@ -141,19 +156,30 @@ def upload(path: str | os.PathLike[str], repo: str) -> str:
         OSError: the Hub is out of reach, or HF_TOKEN gives no right to write there.
         ValueError: `repo` is not a Hub id.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
+    check_repo_id(repo)
     api = HfApi()
     try:
         address = api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=os.fspath(path), repo_id=repo, commit_message="Upload a ConvNeXt V2 checkpoint")
-    except errors.HFValidationError:
-        raise ValueError(f"{repo} is not a Hub id such as owner/name") from None
     except Exception as error:  # whatever the HTTP client raises: its own types are not OSErrors
-        raise OSError(
-            f"{path} is written but could not be uploaded to {repo} ({first_line(error)}): check HF_TOKEN, try again"
-        ) from None
+        status = http_status(error)
+        remedy = "check that HF_TOKEN may write there" if status in (401, 403) else "try again later"
+        answer = first_line(error) if status is None else f"the Hub answers status {status}: {first_line(error)}"
+        raise OSError(f"{path} is written but could not be uploaded to {repo} ({answer}): {remedy}") from None
     return str(address)
+
+
+def check_repo_id(repo: str) -> None:
+    """Raise a ValueError if a repository of the Hub cannot have this name."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        raise ValueError(f"{short(repo)} is not a Hub id such as owner/name") from None
 
 
 def _build(
@@ -166,7 +192,7 @@ def _build(
     held_class: type[ConvNextV2PreTrainedModel] = ConvNextV2Model
     if prefix and (from_transformers or any(name.startswith("classifier.") for name in tensors)):
         held_class = ConvNextV2ForImageClassification
-    elif any(name.startswith("hidden_states_norms.") for name in tensors):
+    elif any(name.startswith(_NORMS) for name in tensors):
         held_class = ConvNextV2Backbone
 
     model_class = model_class or held_class
@@ -187,7 +213,7 @@ def _build(
         unused = ["classifier."]
         if model_class is ConvNextV2Backbone:
             unused.append(f"{prefix}layernorm.")
-            names = [name for name in names if not name.startswith("hidden_states_norms.")]
+            names = [name for name in names if not name.startswith(_NORMS)]
         left_out = {name for name in tensors if name.startswith(tuple(unused))}
     elif model_class is ConvNextV2Model and not from_transformers and f"{prefix}layernorm.weight" not in tensors:
         # the outcome of pre-training alone (FCMAE)

@@ -50,7 +50,7 @@ class ConvNextImageProcessor:
         crop_pct: see `size`.
         crop_mode: None for the way above, which goes by the size. timm's ways, at any size: "center" brings the short
             side to int(s / crop_pct), "squash" both, and the middle s x s is kept.
-        resample: Pillow's filter: 0 to 5 are nearest, Lanczos, bilinear, bicubic, box, Hamming.
+        resample: Pillow's filter, a number or member of `PIL.Image.Resampling`.
         do_rescale, rescale_factor: multiply by the factor.
         do_normalize, image_mean, image_std: subtract the mean and divide by the deviation of each channel. Their
             length, 3 or 1, says whether images are brought to RGB or to grey.

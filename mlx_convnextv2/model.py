@@ -123,6 +123,8 @@ class ConvNextV2Embeddings(nn.Module):
         return self.layernorm(embeddings)
 
     def _check(self, pixel_values: mx.array) -> None:
+        if not isinstance(pixel_values, mx.array):
+            raise TypeError(f"pixel_values must be an mx.array, not {type(pixel_values).__name__}: wrap it in mx.array")
         expected = f"pixel_values must have the shape (batch, height, width, {self.num_channels})"
         shape = tuple(pixel_values.shape)
         if pixel_values.ndim == 4 and shape[3] != self.num_channels and shape[1] == self.num_channels:
@@ -315,6 +317,7 @@ class ConvNextV2Model(ConvNextV2PreTrainedModel):
         With `return_dict=False` a tuple.
 
         Raises:
+            TypeError: an input is no mx.array.
             ValueError: pixel_values has another shape (channels first, say) or an integer dtype.
         """
         hidden_states = self.encoder(self.embeddings(pixel_values))
@@ -354,6 +357,7 @@ class ConvNextV2ForImageClassification(ConvNextV2PreTrainedModel):
                 `config.problem_type` says which; where it is None, one label means regression, integers mean classes.
 
         Raises:
+            TypeError: an input is no mx.array.
             ValueError: pixel_values has another shape (channels first, say) or an integer dtype.
         """
         outputs = self.convnextv2(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
@@ -407,6 +411,7 @@ class ConvNextV2Backbone(ConvNextV2PreTrainedModel):
         With `return_dict=False` a tuple.
 
         Raises:
+            TypeError: an input is no mx.array.
             ValueError: pixel_values has another shape (channels first, say) or an integer dtype.
         """
         hidden_states = self.encoder(self.embeddings(pixel_values))
@@ -427,6 +432,8 @@ def classification_loss(logits: mx.array, labels: mx.array, problem_type: str | 
     Raises:
         ValueError: labels do not fit the logits' shape.
     """
+    if not isinstance(labels, mx.array):
+        raise TypeError(f"labels must be an mx.array, not {type(labels).__name__}: wrap them in mx.array")
     logits = logits.astype(mx.float32)
     batch, num_labels = logits.shape
     is_integer = mx.issubdtype(labels.dtype, mx.integer)

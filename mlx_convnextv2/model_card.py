@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from string import Template
@@ -11,6 +12,8 @@ from .config import ConvNextV2Config, read_json
 
 CARD_FILE = "README.md"
 _MAX_CARD_BYTES = 50_000  # YAML takes seconds for a megabyte
+
+_IDENTIFIER = r"[\w.-]{1,50}"
 
 # By format, and by whether there is a classification head.
 _USE = {
@@ -106,7 +109,7 @@ def model_card(
     )
     return _CARD.substitute(
         library="mlx" if format == "mlx" else "transformers",
-        licence_line=f"license: {licence}\n" if licence else "",
+        licence_line=_licence_lines(licence),
         base_model_line=f"base_model: {base_model}\n" if on_hub else "",
         name=name,
         origin=f"Converted from `{base_model}` with" if base_model else "Written by",
@@ -120,6 +123,25 @@ def model_card(
         use=Template(_USE[format, classifies]).substitute(name=name),
         terms=stated + (_CAVEAT if base_model else ""),
     )
+
+
+def _licence_lines(licence: str | None) -> str:
+    """The header's entry for a licence, or for several with commas between them."""
+    # JSON's strings are YAML's, whatever they contain
+    parts = [part if re.fullmatch(_IDENTIFIER, part) else json.dumps(part) for part in (licence or "").split(", ")]
+    if not licence:
+        return ""
+    return f"license: {parts[0]}\n" if len(parts) == 1 else "".join(["license:\n", *(f"- {p}\n" for p in parts)])
+
+
+def read_base_model(source: Path) -> str | None:
+    """What a checkpoint folder was converted from, if its card says that it is a conversion of ours."""
+    card = source / CARD_FILE
+    if not card.is_file() or card.stat().st_size >= _MAX_CARD_BYTES:
+        return None
+    text = card.read_text(encoding="utf-8", errors="replace")
+    converted = re.search(r"^Converted from `([\w./-]{1,200})` with mlx_convnextv2 ", text, re.MULTILINE)
+    return converted[1] if converted else None
 
 
 def read_licence(source: Path) -> str | None:
@@ -139,5 +161,5 @@ def read_licence(source: Path) -> str | None:
         stated = pretrained_cfg.get("license") if isinstance(pretrained_cfg, dict) else None
     licences = stated if isinstance(stated, list) else [stated]
     # the Hub's identifiers; anything else would be somebody else's text in our header
-    found = [licence for licence in licences if isinstance(licence, str) and re.fullmatch(r"[\w.-]{1,50}", licence)]
+    found = [licence for licence in licences if isinstance(licence, str) and re.fullmatch(_IDENTIFIER, licence)]
     return ", ".join(found) or None

@@ -15,10 +15,14 @@ from typing import Any
 
 import mlx.core as mx
 
+from .leftovers import is_leftover
 from .tensor_files import DTYPES, Header, Tensor, some
 
 # Where training scripts put the weights, the averaged ones first, as timm does.
-_NESTED_KEYS = ("model_ema", "state_dict_ema", "ema", "model", "state_dict", "module")
+_NESTED_KEYS = (
+    *("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema"),
+    *("model", "state_dict", "model_state_dict", "module", "net", "network", "student", "teacher"),
+)
 
 
 def read_pytorch_header(file: Path) -> Header:
@@ -63,6 +67,8 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
         raise ValueError(
             f'{file} is a PyTorch file: pip install "mlx-convnextv2[torch]" to read it, or take safetensors weights'
         ) from None
+    if file.stat().st_size == 0:
+        raise ValueError(f"{file} is truncated or corrupt (it is empty): download it again")
     try:
         # Training scripts store their arguments beside the weights: a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -78,7 +84,8 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
             f"{file} holds {what}, which is never unpickled: save the model's state_dict() instead"
         ) from None
     except Exception as error:  # damaged files lead to errors of many kinds
-        raise ValueError(f"{file} is truncated or corrupt ({' '.join(str(error).split())[:200]})") from None
+        told = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{file} is truncated or corrupt ({told}): download it again") from None
     return _state_dict(content, file)
 
 
@@ -91,11 +98,15 @@ def _state_dict(content: Any, file: Path) -> tuple[dict[str, Any], list[str]]:
         nested = next((key for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)), None)
         if nested is None:
             break
+        if nested == "student" and isinstance(content.get("teacher"), Mapping):
+            raise ValueError(f"{file} holds a student and a teacher: save the state_dict() of the one you want alone")
         dropped += [f"{prefix}{key}" for key in content if key != nested]
         content, prefix = content[nested], f"{prefix}{nested}."
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__} and not a dictionary of tensors")
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        key: value for key, value in content.items() if isinstance(value, torch.Tensor) and not is_leftover(str(key))
+    }
     dropped += [f"{prefix}{key}" for key in content if key not in tensors]
     if not tensors:
         raise ValueError(f"{file} holds no tensors; it has {some([str(key) for key in content])}")

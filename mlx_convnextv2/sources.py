@@ -14,6 +14,7 @@ from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
 from .weights import HUGGING_FACE, Checkpoint
 
 CONFIG_FILE = "config.json"
+TIMM_KEYS = ("architecture", "model_args")  # which our config.json keeps of timm's
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -110,6 +111,13 @@ def read_processor(checkpoint: Checkpoint, config: ConvNextV2Config) -> ConvNext
         stacklevel=3,
     )
     return ConvNextImageProcessor(size=size, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
+
+
+def described_by(checkpoint: Checkpoint) -> str:
+    """Where the configuration of a checkpoint is from, for an error."""
+    return (
+        "its config.json" if _beside(checkpoint, CONFIG_FILE) else "the configuration that their names and shapes tell"
+    )
 
 
 @contextmanager

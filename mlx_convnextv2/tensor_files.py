@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from .config import read_json, short
+from .leftovers import is_leftover
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -104,12 +106,15 @@ def read_header(file: Path) -> Header:
     except SafetensorError as error:
         raise ValueError(f"{file} is truncated or corrupt ({error}): download it again") from None
     readable = {**_FILE_DTYPES, **(_QUANTIZED_DTYPES if file_format == "mlx" else {})}
-    tensors = {}
+    tensors, dropped = {}, []
     for key, (shape, dtype) in stored.items():
+        if is_leftover(key):
+            dropped.append(key)
+            continue
         if dtype not in readable:
             raise ValueError(f"{file} holds {key} as {dtype}: save it as one of {', '.join(DTYPES)} first")
         tensors[key] = Tensor(file, key, shape, readable[dtype])
-    return Header(file_format, tensors)
+    return Header(file_format, tensors, tuple(dropped))
 
 
 def read_tensors(file: Path) -> Mapping[str, mx.array]:
@@ -121,7 +126,32 @@ def read_tensors(file: Path) -> Mapping[str, mx.array]:
     try:
         return mx.load(str(file))  # type: ignore[return-value]  # a dict for safetensors
     except RuntimeError as error:
+        if "unsupported dtype" in str(error):  # MLX refuses the file for a leftover of float64, say
+            return _MappedTensors(file)
         raise ValueError(f"{file} cannot be read ({error}): download it again") from None
+
+
+class _MappedTensors(Mapping[str, mx.array]):
+    """The tensors of a safetensors file whose header has been checked, each copied when it is asked for."""
+
+    def __init__(self, file: Path):
+        with file.open("rb") as opened:
+            header_bytes = int.from_bytes(opened.read(8), "little")
+            self._header = json.loads(opened.read(header_bytes))
+        self._header.pop("__metadata__", None)
+        self._bytes = np.memmap(file, np.uint8, mode="r", offset=8 + header_bytes)
+
+    def __getitem__(self, key: str) -> mx.array:
+        entry = self._header[key]
+        start, end = entry["data_offsets"]
+        dtype = {**_FILE_DTYPES, **_QUANTIZED_DTYPES}[entry["dtype"]]
+        return mx.array(self._bytes[start:end]).view(dtype).reshape(entry["shape"])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header)
+
+    def __len__(self) -> int:
+        return len(self._header)
 
 
 def save_weights(

@@ -19,10 +19,11 @@ from mlx.utils import tree_flatten
 
 from .config import ConvNextV2Config
 from .hub import load
+from .leftovers import WRAPPERS
 from .model import ConvNextV2ForImageClassification, ConvNextV2Model
 from .sources import read_config
 from .tensor_files import dtype_name, is_floating, read_tensors
-from .weights import HUGGING_FACE, TIMM, WRAPPERS, Checkpoint
+from .weights import HUGGING_FACE, TIMM, Checkpoint
 
 # The largest difference that is allowed, as a part of the reference's largest magnitude: twenty roundings for the half
 # types. Quantization changes the numbers on purpose, so it has none.

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from .leftovers import unwrap
 from .tensor_files import Tensor, is_floating, read_header, read_tensors, some, weight_files
 
 
@@ -88,15 +89,13 @@ _TO_PYTORCH = (0, 3, 1, 2)
 _LINEAR = re.compile(r"\.pwconv[12]\.weight$")
 _GRN = re.compile(r"\.grn\.(weight|bias)$")
 
-# What training leaves around the names of the weights.
-WRAPPERS = re.compile(r"^((module|_orig_mod|model|ema_model|model_ema|ema)\.)+")
-
 
 @dataclass(frozen=True)
 class Checkpoint:
     """The header of a checkpoint: its tensors under Hugging Face's names, and whether it is in MLX's layout.
 
-    `dropped` names what the files hold beside the weights: an optimizer's state, say.
+    `dropped` names what the files hold beside the weights: an optimizer's state, say, or the copy of the weights
+    that was not averaged.
     """
 
     path: Path
@@ -127,12 +126,11 @@ class Checkpoint:
         if len(formats) > 1:
             raise ValueError(f"{path} mixes files of the formats {some(sorted(formats))}: download it again")
         is_mlx = formats == {"mlx"}
-        bare = {WRAPPERS.sub("", key): key for key in raw}
-        if len(bare) < len(raw):
-            doubled = sorted(set(raw) - set(bare.values()))
-            raise ValueError(
-                f"{path} holds weights twice, {some(doubled)} among them: keep one copy, such as the EMA's"
-            )
+        try:
+            bare, copies = unwrap(raw, dropped)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        dropped += copies
         scheme = find_scheme(bare, path)
         tensors: dict[str, Tensor] = {}
         for key, full_key in bare.items():
@@ -182,6 +180,7 @@ def load_weights(
     sources: Mapping[str, str],
     left_out: Collection[str] = (),
     dtype: mx.Dtype | None = None,
+    described_by: str = "its config.json",
 ) -> None:
     """Give every parameter of the model its tensor, strictly.
 
@@ -191,6 +190,7 @@ def load_weights(
         sources: for each parameter of the model that the checkpoint must hold, the name it has there.
         left_out: names in the checkpoint that the model has no use for.
         dtype: cast to this; None keeps the file's.
+        described_by: what the model was built from, for the error.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; the message lists them.
@@ -213,7 +213,7 @@ def load_weights(
         if names
     ]
     if problems:
-        raise ValueError(f"the weights in {checkpoint.path} do not fit its config.json: {'; '.join(problems)}")
+        raise ValueError(f"the weights in {checkpoint.path} do not fit {described_by}: {'; '.join(problems)}")
     arrays = checkpoint.read(list(sources.values()), dtype)
     model.load_weights(
         [(parameter, array) for parameter, (_, array) in zip(sources, arrays, strict=True)], strict=False

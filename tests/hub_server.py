@@ -66,6 +66,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.upload_token: str | None = None  # with which one may write
+        self.upload_status: int | None = None  # which uploads are answered instead of being taken
         self.large_files: dict[str, bytes] = {}
         self.on_request: Callable[[Request], None] = lambda request: None
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
@@ -123,6 +124,8 @@ class _Handler(BaseHTTPRequestHandler):
             objects = json.loads(content)["objects"]
             actions = [{**o, "actions": {"upload": {"href": f"{hub.url}/lfs/{o['oid']}"}}} for o in objects]
             return self._json({"transfer": "basic", "objects": actions})
+        if path.endswith("/preupload/main") and hub.upload_status is not None:
+            return self._json({"error": "not now"}, hub.upload_status)
         if path.endswith("/preupload/main"):
             names = [file["path"] for file in json.loads(content)["files"]]
             ways = ["lfs" if name.endswith(".safetensors") else "regular" for name in names]

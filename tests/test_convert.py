@@ -462,6 +462,44 @@ def test_the_current_folder_is_not_replaced_under_the_user_even_if_it_is_empty(c
     assert (tmp_path / "here").stat().st_ino == before
 
 
+@pytest.mark.parametrize("below", ["out", "folders/out"])
+def test_a_target_below_a_file_is_named_before_the_source_is_looked_for(convert, tmp_path, below):
+    (tmp_path / "file").write_text("years of work")
+    target = tmp_path / "file" / below
+    assert_fails(convert("no-such-source", target), f"{target} cannot be written: {tmp_path / 'file'} is not a folder")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no /proc")
+@pytest.mark.parametrize("target", ["/proc/x", "/proc/x/y"])
+def test_a_target_where_nothing_can_be_made_is_named_as_it_was_given(convert, hf_folder, target):
+    result = convert(hf_folder, target)
+    assert_fails(result, f"{target}: it cannot be written")
+    assert "partial" not in result.stderr
+
+
+def test_a_tilde_is_the_home_folder(convert, source, tmp_path):
+    result = convert("~/sources/my-net", "~/new/out", env={"HOME": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert "Converted from `my-net`" in (tmp_path / "new" / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", [".", "model.safetensors"])
+def test_a_revision_of_something_local_is_refused(convert, source, out, name):
+    assert_fails(convert(source / name, out, "--revision", "v2"), "v2", str(source))
+
+
+def test_what_a_conversion_was_made_from_outlives_a_second_conversion(convert, source, out):
+    assert convert(source, out).returncode == 0
+    for target, arguments in (("half", ["--dtype", "float16"]), ("back", ["--to", "huggingface"])):
+        assert convert(out, out.parent / target, *arguments).returncode == 0
+        assert "Converted from `my-net`" in (out.parent / target / "README.md").read_text()
+
+
+def test_dropped_leftovers_are_listed(convert, source, out):
+    edit_weights(source, lambda weights: weights.update({f"optimizer.{i}": mx.zeros(1) for i in range(9)}))
+    assert "Left out of what the file holds: optimizer.* (9 tensors)\n" in convert(source, out).stdout
+
+
 def limit_file_size() -> None:
     import resource
 

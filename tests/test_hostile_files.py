@@ -455,6 +455,11 @@ def all_stages_deep(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**values, "stage_names": None}))
 
 
+def nested_lists(folder: Path) -> None:
+    """Valid JSON just below the size that is read."""
+    edit_json(folder / "config.json", ("kept",), "[" + ",".join(["[[[[[]]]]]"] * 340_000) + "]")
+
+
 def a_million_labels(folder: Path) -> None:
     edit_json(folder / "config.json", ("id2label",), json.dumps({str(i): str(i) for i in range(10**6)}))
 
@@ -491,6 +496,7 @@ HEAVY = {
     "config_of_lists": (lambda f: (f / "config.json").write_bytes(b"[" + b"[]," * (BIG // 3) + b"0]"), False),
     "preprocessor_of_holes": (lambda f: os.truncate(f / "preprocessor_config.json", 10 * BIG), False),
     "all_stages_deep": (all_stages_deep, False),
+    "nested_lists": (nested_lists, False),
     "a_million_labels": (a_million_labels, False),
     "a_header_of_90_megabytes": (a_header_of_90_megabytes, False),
     "a_header_length_of_a_gigabyte": (a_header_length_of_a_gigabyte, False),

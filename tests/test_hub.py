@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -387,6 +388,13 @@ def test_a_hub_that_fails_with_nothing_cached_is_an_error_when_the_client_gives_
     start = time.monotonic()
     assert classify().returncode == 2
     assert time.monotonic() - start < RETRY_SECONDS + 7
+
+
+def test_a_hub_that_accepts_and_never_answers_is_an_error_in_half_a_minute(classify):
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
+        start = time.monotonic()
+        assert_fails(classify(HF_ENDPOINT=f"http://127.0.0.1:{silent.getsockname()[1]}"), REPO, "not answered")
+        assert time.monotonic() - start < 40
 
 
 def test_offline_with_nothing_cached_is_an_error_that_names_the_variable(hub, classify, hf_folder):

@@ -134,6 +134,32 @@ def test_a_backbone_of_a_base_model_checkpoint_leaves_the_final_norm_out(tmp_pat
     assert_same_weights(model.embeddings, base_model.embeddings)
 
 
+def test_a_backbone_of_fewer_stages_leaves_the_other_stages_norms_out(tmp_path, backbone, pixel_values):
+    save(backbone, tmp_path / "saved", ConvNextImageProcessor())
+    kept = backbone.out_features[-1:]
+    assert len(backbone.out_features) > 1
+    model, _ = load(tmp_path / "saved", out_features=kept)
+    assert model.out_features == kept
+    assert mx.array_equal(model(pixel_values).feature_maps[0], backbone(pixel_values).feature_maps[-1])
+
+
+@pytest.mark.parametrize("model_class", [int, "ConvNextV2Model", ConvNextV2Config])
+def test_a_class_that_is_none_of_the_models_is_refused(hf_folder, model_class):
+    with pytest.raises(ValueError, match="ConvNextV2ForImageClassification, ConvNextV2Model, ConvNextV2Backbone"):
+        load(hf_folder, model_class=model_class)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"folder", ["folder"]])
+def test_what_is_no_path_is_a_type_error_that_says_what_to_give(path):
+    with pytest.raises(TypeError, match="a folder, a file or a Hub id"):
+        load(path)
+
+
+def test_a_revision_of_a_folder_is_refused(hf_folder):
+    with pytest.raises(ValueError, match="no revisions"):
+        load(hf_folder, revision="main")
+
+
 @pytest.mark.parametrize("name", ["base_model", "backbone"])
 def test_a_classifier_of_a_checkpoint_without_a_head_is_an_error_that_says_what_it_can_be(tmp_path, request, name):
     save(request.getfixturevalue(name), tmp_path / "saved", ConvNextImageProcessor())
@@ -399,9 +425,23 @@ def test_a_card_for_transformers_says_so_and_a_folder_is_no_base_model(tmp_path,
     assert "None is stated" in text
 
 
-def test_a_written_licence_is_read_back(tmp_path, small_model):
-    save(small_model, tmp_path / "saved", licence="cc-by-nc-4.0")
-    assert read_licence(tmp_path / "saved") == "cc-by-nc-4.0"
+@pytest.mark.parametrize("licence", ["cc-by-nc-4.0", "mit, apache-2.0"])
+def test_a_written_licence_is_read_back(tmp_path, small_model, licence):
+    save(small_model, tmp_path / "saved", licence=licence)
+    assert read_licence(tmp_path / "saved") == licence
+
+
+@pytest.mark.parametrize(
+    ("licence", "stated"),
+    [("mit, apache-2.0", ["mit", "apache-2.0"]), ('own: "terms" # 1', 'own: "terms" # 1'), ("a\nb: c", "a\nb: c")],
+)
+def test_any_licence_leaves_the_header_well_formed(tmp_path, small_model, licence, stated):
+    from huggingface_hub.repocard import metadata_load
+
+    save(small_model, tmp_path / "saved", licence=licence)
+    header = metadata_load(tmp_path / "saved" / "README.md")
+    assert header["license"] == stated
+    assert header["library_name"] == "mlx"
 
 
 @pytest.mark.parametrize(
@@ -683,3 +723,13 @@ def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, mlx_folder, kilo
     assert result.stdout.startswith("OSError: ")
     assert "space" in result.stdout
     assert len(result.stdout.splitlines()) == 1  # `ls` has nothing to list
+
+
+def test_a_folder_for_transformers_has_none_of_timm_s_keys(tmp_path, small_model):
+    config = replace(small_model.config, extra={"architecture": "convnextv2_atto", "model_args": {}, "kept": 1})
+    model = ConvNextV2ForImageClassification(config)
+    for file_format in FORMATS:
+        save(model, tmp_path / file_format, format=file_format)
+    mlx, huggingface = (json.loads((tmp_path / name / "config.json").read_text()) for name in FORMATS)
+    assert mlx["architecture"] == "convnextv2_atto"
+    assert set(mlx) - set(huggingface) == {"architecture", "model_args"}

@@ -717,3 +717,11 @@ class TestFuse:
         predicted = fuse(model)(pixel_values)
         assert predicted.dtype == dtype
         assert_close(predicted, model(pixel_values).logits.astype(mx.float32), 12 * UNIT_ROUNDOFF[dtype])
+
+
+def test_inputs_that_are_no_mlx_arrays_are_named(small_model):
+    pixels = np.zeros((1, 32, 32, 3), np.float32)
+    with pytest.raises(TypeError, match=r"pixel_values must be an mx\.array, not ndarray"):
+        small_model(pixels)
+    with pytest.raises(TypeError, match=r"labels must be an mx\.array, not list"):
+        small_model(mx.array(pixels), labels=[1])

@@ -37,12 +37,32 @@ def test_a_converted_checkpoint_is_published_and_loads_from_there(hub, env, run,
     assert from_hub == local
 
 
-@pytest.mark.parametrize("repo", ["not a repo", "somebody/small"])
-def test_an_upload_that_fails_says_so_and_keeps_the_folder(hub, env, run, hf_folder, tmp_path, repo):
-    hub.upload_token = "another"
-    out = tmp_path / "out"
-    result = run("convert", "--hf-path", hf_folder, "--mlx-path", out, "--upload-repo", repo, env=env)
+def convert_and_upload(run, env, source, out, repo: str) -> str:
+    """What a conversion says whose upload fails."""
+    result = run("convert", "--hf-path", source, "--mlx-path", out, "--upload-repo", repo, env=env)
     assert result.returncode == 2
-    assert repo in result.stderr
-    assert "Traceback" not in result.stderr
-    assert (out / "model.safetensors").is_file()
+    (line,) = result.stderr.splitlines()
+    assert repo in line
+    return line
+
+
+def test_an_upload_that_is_refused_blames_the_token_and_keeps_the_folder(hub, env, run, hf_folder, tmp_path):
+    hub.upload_token = "another"
+    line = convert_and_upload(run, env, hf_folder, tmp_path / "out", "somebody/small")
+    assert "HF_TOKEN" in line
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_an_upload_that_fails_otherwise_does_not_blame_the_token(hub, env, run, hf_folder, tmp_path):
+    hub.upload_status = 409
+    line = convert_and_upload(run, env, hf_folder, tmp_path / "out", "somebody/small")
+    assert "409" in line
+    assert "HF_TOKEN" not in line
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("repo", ["not a repo", "a/b/c", "somebody/"])
+def test_a_name_that_no_repository_can_have_is_refused_before_anything_is_written(env, run, hf_folder, tmp_path, repo):
+    line = convert_and_upload(run, env, hf_folder, tmp_path / "out", repo)
+    assert "owner/name" in line
+    assert not (tmp_path / "out").exists()

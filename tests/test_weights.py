@@ -14,8 +14,11 @@ import pytest
 from conftest import randomize
 from hypothesis import HealthCheck, given, settings, strategies as st
 from mlx.utils import tree_flatten
+from safetensors.numpy import load_file, save_file
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, load, save
+from mlx_convnextv2.leftovers import grouped
+from mlx_convnextv2.sources import open_checkpoint
 
 # Most checkpoints here are saved without a processor, which the tests of loading look at.
 pytestmark = pytest.mark.filterwarnings("ignore:.* has no preprocessor_config.json")
@@ -179,6 +182,107 @@ def test_the_older_spelling_of_grn_is_read(copy, small_model):
 def test_both_spellings_of_one_tensor_are_refused(copy, new, old):
     change(copy, lambda weights: weights.update({f"{GRN}.{old}": weights[f"{GRN}.{new}"] + 1}))
     assert_refused(copy, f"{GRN}.{old}", f"{GRN}.{new}")
+
+
+# --- what training leaves -------------------------------------------------------------------------------------------
+
+
+def rewrite(folder: Path, edit: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]) -> None:
+    """As `change`, with numpy's types, which are more."""
+    file = folder / "model.safetensors"
+    save_file(edit(load_file(file)), file, {"format": "pt"})
+
+
+LEFTOVERS = {
+    "optimizer.state.0.exp_avg": np.ones(3, np.float32),
+    "optim.param_groups.0.lr": np.ones(1, np.float64),
+    "lr_scheduler.last_epoch": np.ones(1, np.int64),
+    "scaler.scale": np.ones(1, np.float64),
+    "loss_scaler.growth_tracker": np.ones(1, np.int32),
+    "state.12.momentum_buffer": np.ones(2, np.float16),
+    "module.optimizer.step": np.ones(1, np.int64),
+    "convnextv2.layernorm.num_batches_tracked": np.array(7),
+    "global_step": np.array(7),
+}
+
+
+@pytest.mark.parametrize("key", LEFTOVERS)
+def test_what_training_leaves_is_dropped_by_name_whatever_its_type(copy, small_model, key):
+    rewrite(copy, lambda weights: {**weights, key: LEFTOVERS[key]})
+    assert_same_weights(load(copy)[0], small_model)
+    assert open_checkpoint(copy).dropped == (key,)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_each_type_are_read_from_a_file_that_mlx_refuses(tmp_path, small_model, dtype):
+    model = cast(small_model, DTYPES[dtype])
+    save(model, tmp_path / "saved", format="huggingface")
+    file = tmp_path / "saved" / "model.safetensors"
+    header, data = file.read_bytes()[8 : header_size(file)], file.read_bytes()[header_size(file) :]
+    end = len(data)
+    leftover = b', "scaler.scale": {"dtype": "F64", "shape": [1], "data_offsets": [%d, %d]}}' % (end, end + 8)
+    write_raw(file, header.rstrip()[:-1] + leftover, data + b"\0" * 8)
+    assert_same_weights(load(tmp_path / "saved")[0], model)
+
+
+@pytest.mark.parametrize("key", ["stateful.weight", "convnextv2.optimizer.weight", "decay.weight", "scalers.scale"])
+def test_a_name_that_only_looks_like_a_leftover_is_unexpected(copy, key):
+    rewrite(copy, lambda weights: {**weights, key: np.ones(1, np.float32)})
+    assert_refused(copy, "1 unexpected", key)
+
+
+@pytest.mark.parametrize("prefix", ["net.", "network.", "teacher.", "student.", "online_model.", "swa_model.module."])
+def test_a_wrapper_s_prefix_goes(copy, small_model, prefix):
+    rewrite(copy, lambda weights: {prefix + key: array for key, array in weights.items()})
+    assert_same_weights(load(copy)[0], small_model)
+    assert open_checkpoint(copy).dropped == ()
+
+
+def twice(folder: Path, first: str, second: str, **others: np.ndarray) -> None:
+    """The weights under the first prefix, and each one larger under the second."""
+
+    def edit(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        larger = {second + key: array + 1 for key, array in weights.items()}
+        return {**larger, **{first + key: array for key, array in weights.items()}, **others}
+
+    rewrite(folder, edit)
+
+
+@pytest.mark.parametrize("averaged", ["ema.", "model_ema.", "ema_model.", "ema.module."])
+@pytest.mark.parametrize("plain", ["model.", "", "module.", "student."])
+def test_of_two_copies_the_averaged_one_is_taken_and_the_other_listed(copy, small_model, averaged, plain):
+    twice(copy, averaged, plain)
+    assert_same_weights(load(copy)[0], small_model)
+    assert set(open_checkpoint(copy).dropped) == {plain + name for name in parameters(small_model)}
+
+
+def test_the_counter_of_averages_tells_which_copy_is_the_average(copy, small_model):
+    twice(copy, "module.", "model.", n_averaged=np.array(9))
+    assert_same_weights(load(copy)[0], small_model)
+
+
+@pytest.mark.parametrize(("first", "second"), [("model.", "module."), ("teacher.", "student."), ("ema.", "model_ema.")])
+def test_two_copies_of_which_none_is_the_average_are_refused(copy, first, second):
+    twice(copy, first, second)
+    assert_refused(copy, "twice", repr(first), repr(second), "save one copy alone")
+
+
+def test_a_tensor_that_the_averaged_copy_lacks_is_not_taken_from_the_other(copy):
+    twice(copy, "ema.", "model.")
+    rewrite(copy, lambda weights: {key: array for key, array in weights.items() if key != f"ema.{BIAS}"})
+    assert_refused(copy, "1 missing", BIAS)
+
+
+def test_many_names_of_one_first_word_are_listed_as_that_word():
+    names = ["epoch", *(f"optimizer.state.{i}" for i in range(9)), "scaler.scale", "scaler.step"]
+    assert grouped(names) == "epoch, optimizer.* (9 tensors), scaler.scale, scaler.step"
+
+
+def test_a_file_without_a_config_is_not_said_to_differ_from_it(copy):
+    change(copy, lambda weights: weights.pop(BIAS))
+    (copy / "config.json").unlink()
+    with pytest.raises(ValueError, match="the configuration that their names and shapes tell: 1 missing"):
+        load(copy / "model.safetensors")
 
 
 # --- shards ---------------------------------------------------------------------------------------------------------

@@ -54,6 +54,30 @@ def test_the_averaged_weights_are_preferred(tmp_path, state, small_model):
     assert_same_weights(tmp_path / "weights.pt", small_model)
 
 
+@pytest.mark.parametrize("key", ["net", "network", "model_state_dict", "student", "teacher", "ema_model"])
+def test_the_places_where_scripts_put_weights_are_known(tmp_path, state, small_model, key):
+    torch.save({"epoch": 3, key: state}, tmp_path / "weights.pt")
+    assert_same_weights(tmp_path / "weights.pt", small_model)
+
+
+def test_a_student_beside_its_teacher_is_refused(tmp_path, state):
+    torch.save({"student": state, "teacher": state}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="a student and a teacher"):
+        load(tmp_path / "weights.pt")
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path):
+    (tmp_path / "weights.pt").touch()
+    with pytest.raises(ValueError, match=r"weights\.pt is truncated or corrupt \(it is empty\)"):
+        load(tmp_path / "weights.pt")
+
+
+def test_flat_leftovers_and_the_plain_copy_are_dropped(tmp_path, state, small_model):
+    flat = {f"model.{key}": value + 1 for key, value in state.items()} | {f"ema.{k}": v for k, v in state.items()}
+    torch.save({**flat, "optimizer.step": torch.tensor(3)}, tmp_path / "weights.pt")
+    assert_same_weights(tmp_path / "weights.pt", small_model)
+
+
 def test_files_of_before_pytorch_1_6_are_read(tmp_path, state, small_model):
     torch.save({"model": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     assert_same_weights(tmp_path / "old.pt", small_model)
