@@ -13,8 +13,6 @@ from .model_card import CARD_FILE
 from .sources import CONFIG_FILE, check_architecture
 from .tensor_files import PYTORCH_SUFFIXES, WEIGHTS_FILES, shard_names
 
-_SILENCE_SECONDS = 20
-
 
 def fetch(
     path_or_repo: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True, card: bool = False
@@ -73,16 +71,16 @@ def _check_that_the_hub_answers(repo: str, revision: str | None) -> None:
 
     Any answer will do: what it says is said again to the download itself.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     try:
         if try_to_load_from_cache(repo, CONFIG_FILE, revision=revision) is None:
-            get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision), timeout=_SILENCE_SECONDS)
+            get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision))
     except Exception as error:
         if "Timeout" in type(error).__name__:  # the HTTP client's own types vary with its version
             raise OSError(
-                f"the Hub has not answered for {_SILENCE_SECONDS} seconds, so {repo} cannot be downloaded: check the "
-                "connection and HF_ENDPOINT"
+                f"the Hub has not answered for {constants.HF_HUB_ETAG_TIMEOUT} seconds, so {repo} cannot be "
+                "downloaded: check the connection and HF_ENDPOINT, or raise HF_HUB_ETAG_TIMEOUT"
             ) from None
 
 

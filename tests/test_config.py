@@ -296,3 +296,10 @@ def test_a_value_that_makes_no_sense_is_named_with_what_is_allowed(field, allowe
     with pytest.raises(ValueError, match=allowed) as error:
         ConvNextV2Config(**values)
     assert field in str(error.value)
+
+
+def test_as_many_labels_as_imagenet_22k_has_are_read_both_ways(tmp_path):
+    labels = {str(i): f"thing {i}, Latin name {i}, another name {i}" for i in range(21_841)}
+    values = {"model_type": "convnextv2", "id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert ConvNextV2Config.from_json_file(tmp_path / "config.json").num_labels == 21_841
