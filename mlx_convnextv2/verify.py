@@ -138,9 +138,15 @@ def _works(module: str, name: str | None = None) -> bool:
 def _transformers(folder: Path) -> Forward:
     import torch
     from transformers import ConvNextV2ForImageClassification as Classifier, ConvNextV2Model as Model
+    from transformers.utils import logging
 
     has_classifier = any(name.startswith("convnextv2.") for name in Checkpoint.open(folder).tensors)
-    model: Any = (Classifier if has_classifier else Model).from_pretrained(folder).float().eval()
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would report at length what training left, which is known and listed already
+    try:
+        model: Any = (Classifier if has_classifier else Model).from_pretrained(folder).float().eval()
+    finally:
+        logging.set_verbosity(verbosity)
 
     def forward(pixel_values: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from conftest import SMALL  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from source_keys import original_key  # noqa: E402
 
 from mlx_convnextv2.convert import convert  # noqa: E402
@@ -66,3 +67,13 @@ def test_the_command_prints_it(run, theirs, tmp_path):
     assert result.returncode == 0, result.stderr
     assert re.search(r"Verified against transformers on 8 images:\n  largest difference [\d.e-]+ ", result.stdout)
     assert "top-1 agreement 100%, top-5 agreement 100%" in result.stdout
+
+
+def test_what_training_left_is_not_reported_a_second_time_by_transformers(run, theirs, tmp_path):
+    weights = {**theirs.state_dict(), "optimizer.step": torch.tensor(3.0)}
+    theirs.save_pretrained(tmp_path / "source")
+    save_file(weights, tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    result = run("convert", "--hf-path", tmp_path / "source", "--mlx-path", tmp_path / "out", "--verify")
+    assert "Verified against transformers" in result.stdout
+    assert "Left out of what the file holds: optimizer.step\n" in result.stdout
+    assert "optimizer" not in result.stderr
