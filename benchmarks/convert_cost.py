@@ -9,6 +9,7 @@ of its own, and alternates that with the bare work: copying the source file, and
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -26,7 +27,18 @@ CHUNK = bytes(16 * 2**20)
 
 
 def make_source(folder: Path, size: str) -> None:
-    """A checkpoint of a published size with random weights, as transformers writes it."""
+    """A checkpoint of a published size with random weights, as transformers writes it.
+
+    Made in a process of its own: on Linux the peak memory of a child is never below that of its parent.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_make_source, args=(folder, size))
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise SystemExit("the source could not be made")
+
+
+def _make_source(folder: Path, size: str) -> None:
     model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
     save(model, folder, ConvNextImageProcessor(size=224), format="huggingface")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ def convert(
         name=upload_repo,
         base_model=read_base_model(source) or (source.resolve().name if is_local else os.fspath(hf_path)),
         licence=read_licence(source),
+        release=True,
     )
     verification = None
     if verify:
@@ -153,6 +155,7 @@ def _convert(args: argparse.Namespace) -> int:
 
     if sys.stderr.isatty():
         cli.say(f"Loading {args.hf_path} ...")  # before the slow imports
+    _keep_large_buffers()
     options = {name: value for name, value in vars(args).items() if name not in ("hf_path", "mlx_path")}
     conversion = convert(args.hf_path, args.mlx_path, **options)
     if conversion.dropped:
@@ -165,6 +168,18 @@ def _convert(args: argparse.Namespace) -> int:
         if not conversion.verification.passed:
             raise ValueError(f"the numbers of {args.mlx_path} differ more than rounding explains: do not use it")
     return cli.DONE
+
+
+def _keep_large_buffers() -> None:
+    """Let glibc use buffers again whatever their size.
+
+    It would return each one over 32 MB to the system, and the fresh pages of the next cost as much as the cast.
+    """
+    mmap_threshold, trim_threshold = -3, -1  # malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:  # musl has none
+        mallopt(mmap_threshold, 2**30)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def _summary(folder: Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from . import __version__
 from .config import ConvNextV2Config, short
@@ -90,6 +90,7 @@ def save(
     base_model: str | None = None,
     licence: str | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    release: bool = False,
 ) -> None:
     """Write a checkpoint folder: weights, config.json, preprocessor_config.json and a model card.
 
@@ -104,6 +105,7 @@ def save(
         overwrite: replace a checkpoint folder that is there.
         name, base_model, licence: stated in the model card; the name is the folder's unless given.
         max_shard_bytes: larger weights are split into shards of this size.
+        release: give up the model's weights as they are written, which saves memory and time; it is empty afterwards.
 
     Raises:
         FileExistsError: the folder exists.
@@ -121,7 +123,10 @@ def save(
     if format == "huggingface" and quantized:
         raise ValueError("transformers cannot read MLX's quantized weights: save the original checkpoint instead")
     path = os.path.expanduser(path)
+    size = sum(array.nbytes for array in weights.values())
     with new_folder(path, overwrite) as folder:
+        if release:
+            model.update(tree_map(lambda _: mx.array([]), model.parameters()))
         save_weights(folder, weights, metadata, max_shard_bytes)
         config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         if format == "huggingface":
@@ -139,7 +144,7 @@ def save(
             model.config,
             name or Path(path).absolute().name,
             dtype=dtype,
-            size=sum(array.nbytes for array in weights.values()),
+            size=size,
             quantized=quantized,
             classifies=isinstance(model, ConvNextV2ForImageClassification) and model.config.num_labels > 0,
             format=format,

@@ -155,16 +155,20 @@ class _MappedTensors(Mapping[str, mx.array]):
 
 
 def save_weights(
-    folder: Path, weights: Mapping[str, mx.array], metadata: Mapping[str, str], max_shard_bytes: int = MAX_SHARD_BYTES
+    folder: Path, weights: dict[str, mx.array], metadata: Mapping[str, str], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
     """Write model.safetensors, or shards of at most `max_shard_bytes` (a larger tensor gets one alone) and an index.
+
+    `weights` is emptied: a tensor that nobody else holds gives its memory back as soon as it is written.
 
     Raises:
         OSError: a file cannot be written, for lack of space say.
     """
+    total = sum(array.nbytes for array in weights.values())
     shards: list[dict[str, mx.array]] = [{}]
     filled = 0
-    for name, array in weights.items():
+    for name in list(weights):
+        array = weights.pop(name)
         if filled + array.nbytes > max_shard_bytes and shards[-1]:
             shards.append({})
             filled = 0
@@ -175,9 +179,8 @@ def save_weights(
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _save_file(folder / file, shard, metadata)
         weight_map.update(dict.fromkeys(shard, file))
-    total = sum(array.nbytes for array in weights.values())
+        _save_file(folder / file, shard, metadata)
     write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
@@ -208,10 +211,10 @@ def some(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(name if name.isprintable() and len(name) < 200 else short(name) for name in names[:most]) + more
 
 
-def _save_file(file: Path, weights: Mapping[str, mx.array], metadata: Mapping[str, str]) -> None:
+def _save_file(file: Path, weights: dict[str, mx.array], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file (https://github.com/huggingface/safetensors, "Format"), a tensor at a time.
 
-    MLX computes the next tensors while one is written, and never holds more than a few of its own making.
+    MLX computes the next tensors while one is written. `weights` is emptied on the way.
     """
     names = {dtype: name for name, dtype in {**_FILE_DTYPES, **_QUANTIZED_DTYPES}.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -225,10 +228,10 @@ def _save_file(file: Path, weights: Mapping[str, mx.array], metadata: Mapping[st
     with file.open("wb") as opened:
         opened.write(len(encoded).to_bytes(8, "little") + encoded)
         ahead: deque[mx.array] = deque()
-        for array in weights.values():
-            ahead.append(array.reshape(-1).view(mx.uint8))
+        for name in list(weights):
+            ahead.append(weights.pop(name).reshape(-1).view(mx.uint8))
             mx.async_eval(ahead[-1])
             if len(ahead) == _TENSORS_AHEAD:
                 opened.write(memoryview(ahead.popleft()))  # type: ignore[arg-type]  # mx.array is a buffer
-        for array in ahead:
-            opened.write(memoryview(array))  # type: ignore[arg-type]
+        while ahead:
+            opened.write(memoryview(ahead.popleft()))  # type: ignore[arg-type]

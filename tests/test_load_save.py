@@ -733,3 +733,13 @@ def test_a_folder_for_transformers_has_none_of_timm_s_keys(tmp_path, small_model
     mlx, huggingface = (json.loads((tmp_path / name / "config.json").read_text()) for name in FORMATS)
     assert mlx["architecture"] == "convnextv2_atto"
     assert set(mlx) - set(huggingface) == {"architecture", "model_args"}
+
+
+def test_a_released_model_is_written_whole_and_empty_afterwards(mlx_folder, tmp_path) -> None:
+    model, processor = load(mlx_folder)
+    save(model, tmp_path / "kept", processor)
+    assert all(array.size > 0 for _, array in tree_flatten(model.parameters()))
+    save(model, tmp_path / "released", processor, release=True)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "released")]
+    assert files[0] == files[1]
+    assert all(array.size == 0 for _, array in tree_flatten(model.parameters()))
