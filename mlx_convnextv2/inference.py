@@ -1,27 +1,138 @@
-"""The inference-time form of a model."""
+"""The inference-time form of a model: the same numbers with the weights folded, and as few passes as the device needs.
+
+Of a block, x + pwconv2(GRN(GELU(pwconv1(LayerNorm(dwconv(x)))))), three things are known before any image:
+
+- GRN's bias passes through pwconv2, so that it joins pwconv2's: bias + weight @ grn.bias;
+- that sum and the residual are added by the product itself, which needs x + bias at hand;
+- what remains of GRN is a factor for each channel of pwconv2's input, as right on the weight as on the input.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
+import mlx.nn as nn
 
-from .model import ConvNextV2ForImageClassification
+from . import ops
+from .model import ConvNextV2ForImageClassification, ConvNextV2Layer, gelu
+from .ops import gpu
 
 
-def fuse(model: ConvNextV2ForImageClassification) -> Callable[[mx.array], mx.array]:
+def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Callable[[mx.array], mx.array]:
     """A function from pixel_values (N, H, W, C) to logits (N, num_labels): the model in inference mode, and no more.
 
-    On a GPU the graph is compiled, once for each shape of pixel_values, with the weights that the model has then. On
-    a CPU it is not: `mx.compile` would run a C++ compiler for seconds and the result is no faster.
+    It has the weights that the model has now; a change of them needs another `fuse`. On a GPU the graph is compiled,
+    once for each shape of pixel_values. On a CPU it is not: `mx.compile` would run a C++ compiler for seconds and the
+    result is no faster.
+
+    Args:
+        model: what to run.
+        path: "plain", "kernel" or "auto" for how to compute the blocks; `ops.choose` has the rule.
+
+    Raises:
+        ValueError: a path that does not exist.
     """
+    body = model.convnextv2
+    stages = [
+        (stage.downsampling_layer, [_inference_block(layer, path) for layer in stage.layers])
+        for stage in body.encoder.stages
+    ]
 
     def predict(pixel_values: mx.array) -> mx.array:
-        was_training = model.training
-        model.eval()
-        try:
-            return model(pixel_values, return_dict=True).logits
-        finally:
-            model.train(was_training)
+        hidden_states = body.embeddings(pixel_values)
+        for downsampling, blocks in stages:
+            for layer in downsampling:
+                hidden_states = layer(hidden_states)  # the convolution: (N, H, W, C) -> (N, H // 2, W // 2, C')
+            for block in blocks:
+                hidden_states = block(hidden_states)
+        return model.classifier(body.pool(hidden_states))  # (N, H, W, C) -> (N, C) -> (N, num_labels)
 
     return predict if mx.default_device() == mx.Device(mx.cpu) else mx.compile(predict)
+
+
+def _inference_block(layer: ConvNextV2Layer, path: str | None) -> Callable[[mx.array], mx.array]:
+    """The block as a function, (N, H, W, C) -> (N, H, W, C)."""
+    bias = layer.dwconv.bias
+    if layer.act is gelu and ops.choose(bias.dtype, bias.size, path) == "kernel":
+        return FoldedBlock.of(layer)
+    return lambda hidden_states: hidden_states + layer.branch(hidden_states, "plain")
+
+
+@dataclass(frozen=True)
+class FoldedBlock:
+    """A block's weights as its kernels take them. The linear layers' weights are the model's own, not copies.
+
+    Args:
+        taps: the depthwise convolution's weight (7, 7, C).
+        bias, norm_weight, norm_bias: of the convolution and the LayerNorm, (C,); eps is the LayerNorm's.
+        pwconv1: the expanding linear layer, quantized or not.
+        grn_weight: (4C,).
+        pwconv2: the projecting linear layer, quantized or not.
+        residual_bias: what becomes of GRN's bias, and pwconv2's own unless it is quantized, (C,) in float32.
+    """
+
+    taps: mx.array
+    bias: mx.array
+    norm_weight: mx.array
+    norm_bias: mx.array
+    eps: float
+    pwconv1: nn.Module
+    grn_weight: mx.array
+    pwconv2: nn.Module
+    residual_bias: mx.array
+
+    @classmethod
+    def of(cls, layer: ConvNextV2Layer) -> FoldedBlock:
+        beta = layer.grn.bias.reshape(1, -1)  # (1, 1, 1, 4C) -> (1, 4C)
+        if isinstance(layer.pwconv2, nn.Linear):
+            weight, bias = layer.pwconv2.weight.astype(mx.float32), layer.pwconv2.bias.astype(mx.float32)
+            residual_bias = beta.astype(mx.float32) @ weight.T + bias  # (1, 4C) -> (1, C)
+        else:
+            residual_bias = (layer.pwconv2(beta) - layer.pwconv2.bias).astype(mx.float32)
+        taps = mx.contiguous(gpu.tap_major(layer.dwconv.weight))  # (C, 7, 7, 1) -> (7, 7, C)
+        mx.eval(taps, residual_bias)  # constants, so that no graph computes them again
+        return cls(
+            taps,
+            layer.dwconv.bias,
+            layer.layernorm.weight,
+            layer.layernorm.bias,
+            layer.layernorm.eps,
+            layer.pwconv1,
+            layer.grn.weight.reshape(-1),  # (1, 1, 1, 4C) -> (4C,)
+            layer.pwconv2,
+            residual_bias.reshape(-1),
+        )
+
+    def __call__(self, hidden_states: mx.array) -> mx.array:
+        """(N, H, W, C) -> (N, H, W, C) in six kernels, two of them matrix products."""
+        batch, height, width, channels = hidden_states.shape
+        normed, residual = gpu.depthwise_layer_norm_residual(
+            hidden_states, self.taps, self.bias, self.norm_weight, self.norm_bias, self.eps, self.residual_bias
+        )
+        normed, residual = (array.reshape(batch, -1, channels) for array in (normed, residual))  # (N, H * W, C)
+        hidden = self.pwconv1(normed)  # (N, H * W, C) -> (N, H * W, 4C)
+        foldable = isinstance(self.pwconv2, nn.Linear)
+        if foldable and scale_weight(batch, height * width, channels):
+            activations, sums = gpu.gelu_sum_of_squares(hidden)
+            scale = gpu.grn_scale(sums, self.grn_weight)  # (N, 4C)
+            weight = (self.pwconv2.weight * scale[:, None]).astype(hidden.dtype)  # (C, 4C) -> (N, C, 4C)
+        else:
+            scale = gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), self.grn_weight)
+            activations = gpu.gelu_scaled(hidden, scale)
+            weight = self.pwconv2.weight
+        if foldable:
+            output = mx.addmm(residual, activations, weight.swapaxes(-1, -2))  # (N, H * W, 4C) -> (N, H * W, C)
+        else:
+            output = residual + self.pwconv2(activations)
+        return output.reshape(hidden_states.shape)  # (N, H * W, C) -> (N, H, W, C)
+
+
+def scale_weight(batch: int, pixels: int, channels: int) -> bool:
+    """Whether GRN's factors cost fewer bytes on pwconv2's weight than on its input.
+
+    The weight (C, 4C) is read once and written for each image; scaling the input (pixels, 4C) where GELU is computed
+    reads it once more than GELU alone.
+    """
+    return (1 + batch) * channels < batch * pixels

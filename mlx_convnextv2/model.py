@@ -15,15 +15,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from . import ops
 from .config import ConvNextV2Config
+from .ops.plain import gelu, global_response_norm
 
-FLOAT32_TINY = 1.1754944e-38  # the smallest normal float32
 IGNORED_LABEL = -100  # a sample to leave out of the cross-entropy, as in PyTorch
-
-
-def gelu(x: mx.array) -> mx.array:
-    """The exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415). Any shape, kept; dtype kept."""
-    return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5
 
 
 def gelu_tanh(x: mx.array) -> mx.array:
@@ -88,7 +84,7 @@ class ConvNextV2LayerNorm(nn.LayerNorm):
 class ConvNextV2GRN(nn.Module):
     """Global Response Normalization (section 4 of the paper): each channel divided by the mean of all channels' norms.
 
-    (N, H, W, C) -> (N, H, W, C). The sum over H and W is float32 whatever the dtype: float16 would overflow.
+    (N, H, W, C) -> (N, H, W, C).
     """
 
     def __init__(self, dim: int):
@@ -97,12 +93,7 @@ class ConvNextV2GRN(nn.Module):
         self.bias = mx.zeros((1, 1, 1, dim))
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
-        sum_of_squares = mx.square(hidden_states.astype(mx.float32)).sum(axis=(1, 2), keepdims=True)  # (N, 1, 1, C)
-        # The floor keeps the gradient of a channel that is zero everywhere at 0, where sqrt alone gives a NaN.
-        global_features = mx.sqrt(mx.maximum(sum_of_squares, FLOAT32_TINY))
-        norm_features = global_features / (global_features.mean(axis=-1, keepdims=True) + 1e-6)
-        norm_features = norm_features.astype(hidden_states.dtype)
-        return self.weight * (hidden_states * norm_features) + self.bias + hidden_states
+        return global_response_norm(hidden_states, self.weight, self.bias)
 
 
 class ConvNextV2Embeddings(nn.Module):
@@ -158,14 +149,20 @@ class ConvNextV2Layer(nn.Module):
         self.drop_path = ConvNextV2DropPath(drop_path)
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
-        residual = hidden_states
-        hidden_states = self.dwconv(hidden_states)
-        hidden_states = self.layernorm(hidden_states)
+        return hidden_states + self.drop_path(self.branch(hidden_states))
+
+    def branch(self, hidden_states: mx.array, path: str | None = None) -> mx.array:
+        """What the block adds to its input, (N, H, W, C) -> (N, H, W, C), by a path of `ops.choose`."""
+        conv, norm = self.dwconv, self.layernorm
+        hidden_states = ops.depthwise_layer_norm(
+            hidden_states, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps, path
+        )
         hidden_states = self.pwconv1(hidden_states)  # (N, H, W, C) -> (N, H, W, 4C)
-        hidden_states = self.act(hidden_states)
-        hidden_states = self.grn(hidden_states)
-        hidden_states = self.pwconv2(hidden_states)  # (N, H, W, 4C) -> (N, H, W, C)
-        return residual + self.drop_path(hidden_states)
+        if self.act is gelu:
+            hidden_states = ops.gelu_grn(hidden_states, self.grn.weight, self.grn.bias, path)
+        else:
+            hidden_states = self.grn(self.act(hidden_states))
+        return self.pwconv2(hidden_states)  # (N, H, W, 4C) -> (N, H, W, C)
 
 
 class ConvNextV2Stage(nn.Module):
@@ -322,14 +319,18 @@ class ConvNextV2Model(ConvNextV2PreTrainedModel):
         """
         hidden_states = self.encoder(self.embeddings(pixel_values))
         last_hidden_state = hidden_states[-1]
-        # (N, H, W, C) -> (N, C); summed in float32, because a float16 sum overflows
-        pooled = last_hidden_state.astype(mx.float32).mean(axis=(1, 2)).astype(last_hidden_state.dtype)
         outputs = ConvNextV2ModelOutput(
             last_hidden_state=last_hidden_state,
-            pooler_output=self.layernorm(pooled),
+            pooler_output=self.pool(last_hidden_state),
             hidden_states=hidden_states if self._wants_hidden_states(output_hidden_states) else None,
         )
         return self._return(outputs, return_dict)
+
+    def pool(self, last_hidden_state: mx.array) -> mx.array:
+        """The normalised mean over the pixels: (N, H, W, C) -> (N, C)."""
+        # summed in float32, because a float16 sum overflows
+        pooled = last_hidden_state.astype(mx.float32).mean(axis=(1, 2)).astype(last_hidden_state.dtype)
+        return self.layernorm(pooled)
 
 
 class ConvNextV2ForImageClassification(ConvNextV2PreTrainedModel):

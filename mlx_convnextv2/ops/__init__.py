@@ -1,0 +1,89 @@
+"""The hot operations of the block, each computed by the path that `choose` names.
+
+Plain MLX is in `plain`; `gpu` has kernels of our own for Metal and CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import mlx.core as mx
+
+from . import gpu, plain
+
+PATHS = ("auto", "plain", "kernel")
+_KERNEL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
+
+
+def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
+    """The path for a block of so many channels in this dtype: "plain" or "kernel".
+
+    An argument of "plain" or "kernel" decides; without one, or with "auto", the environment variable
+    MLX_CONVNEXTV2_OPS does, if it says one of them. Else the rule is: kernels on a GPU, for float32, float16 and
+    bfloat16 and at most `gpu.MOST_CHANNELS` channels. Matrix products, the strided convolutions and what happens
+    once a stage are MLX's own on every path: they move their operands once.
+
+    Raises:
+        ValueError: a path that does not exist.
+    """
+    for wanted, name in ((path, "path"), (os.environ.get("MLX_CONVNEXTV2_OPS"), "MLX_CONVNEXTV2_OPS")):
+        if wanted and wanted not in PATHS:
+            raise ValueError(f"{name} must be one of {', '.join(PATHS)}, not {wanted!r}")
+        if wanted in ("plain", "kernel"):
+            return wanted
+    on_gpu = mx.default_device().type == mx.gpu
+    fits = dtype in _KERNEL_DTYPES and channels <= gpu.MOST_CHANNELS
+    return "kernel" if on_gpu and fits else "plain"
+
+
+def depthwise_layer_norm(
+    x: mx.array,
+    weight: mx.array,
+    bias: mx.array,
+    norm_weight: mx.array,
+    norm_bias: mx.array,
+    eps: float,
+    path: str | None = None,
+) -> mx.array:
+    """`plain.depthwise_layer_norm`, by the path that `choose` names. Differentiable on every path."""
+    if choose(x.dtype, x.shape[-1], path) == "plain":
+        return plain.depthwise_layer_norm(x, weight, bias, norm_weight, norm_bias, eps)
+    return _depthwise_layer_norm_kernel(eps)(x, weight, bias, norm_weight, norm_bias)
+
+
+def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array, path: str | None = None) -> mx.array:
+    """`plain.gelu_grn`, by the path that `choose` names. Differentiable on every path."""
+    if choose(x.dtype, x.shape[-1] // 4, path) == "plain":
+        return plain.gelu_grn(x, weight, bias)
+    return _gelu_grn_kernel(x, weight, bias)
+
+
+def with_plain_gradient(kernel: Callable[..., mx.array], plain_form: Callable[..., mx.array]) -> Any:
+    """A function of arrays that runs a kernel forwards, and backwards the gradient of the plain form it equals."""
+    function = mx.custom_function(kernel)
+
+    @function.vjp
+    def gradient(primals: Any, cotangent: mx.array, _: Any) -> Any:
+        return tuple(mx.vjp(plain_form, list(primals), [cotangent])[1])
+
+    return function
+
+
+@lru_cache(maxsize=None)
+def _depthwise_layer_norm_kernel(eps: float) -> Any:
+    return with_plain_gradient(
+        lambda x, weight, *rest: gpu.depthwise_layer_norm(x, gpu.tap_major(weight), *rest, eps),
+        lambda *inputs: plain.depthwise_layer_norm(*inputs, eps),
+    )
+
+
+def _gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    hidden = x.reshape(x.shape[0], -1, x.shape[-1])  # (N, H, W, D) -> (N, H * W, D)
+    scale = gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), weight.reshape(-1))
+    return gpu.gelu_scaled(hidden, scale).reshape(x.shape) + bias  # (N, H * W, D) -> (N, H, W, D)
+
+
+_gelu_grn_kernel = with_plain_gradient(_gelu_grn, plain.gelu_grn)

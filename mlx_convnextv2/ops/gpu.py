@@ -1,0 +1,266 @@
+"""The hot operations as GPU kernels of our own: one source for Metal and CUDA, in `kernels/`, launched here.
+
+Inputs and outputs are float32, float16 or bfloat16; sums, statistics and factors are float32 whatever the inputs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import mlx.core as mx
+
+LANES = 32  # of a simdgroup, or warp
+MOST_THREADS = 256  # of a threadgroup: with all its registers it fits on every GPU
+MOST_CHANNELS = 4096  # of the depthwise kernel, whose threads hold their channels in registers
+_COLUMNS = 4  # of a tile of the depthwise kernel
+_MOST_SUMS = 32  # that a thread of the depthwise kernel holds in registers, but for one row of a tile
+_ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
+_MOST_STRIPS = 32
+_LEAST_PIXELS = 8  # of a strip
+
+_HEADERS = ("reduce.h", "depthwise_layer_norm.h", "gelu.h", "gelu_grn.h")
+_POSITIONS = {
+    "metal": {
+        "thread": "uint thread = thread_position_in_threadgroup.x",
+        "threads": "uint threads = threads_per_threadgroup.x",
+        "group": "uint3 group = threadgroup_position_in_grid",
+        "groups": "uint3 groups = threadgroups_per_grid",
+    },
+    "cuda": {
+        "thread": "uint thread = threadIdx.x",
+        "threads": "uint threads = blockDim.x",
+        "group": "uint3 group = blockIdx",
+        "groups": "dim3 groups = gridDim",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel: the names of what goes in and out, and the body that hands them to a function of `kernels/`."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    body: str
+
+    def __call__(
+        self,
+        *inputs: mx.array,
+        template: dict[str, Any],
+        groups: tuple[int, int, int],
+        threads: int,
+        outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
+    ) -> list[mx.array]:
+        """Launch `groups` threadgroups of `threads` threads; `outputs` are the shapes and dtypes of the results."""
+        return _build(self, "cuda" if mx.cuda.is_available() else "metal")(
+            inputs=list(inputs),
+            template=list(template.items()),
+            grid=(groups[0] * threads, groups[1], groups[2]),
+            threadgroup=(threads, 1, 1),
+            output_shapes=[shape for shape, _ in outputs],
+            output_dtypes=[dtype for _, dtype in outputs],
+        )
+
+
+@lru_cache(maxsize=None)
+def header(name: str) -> str:
+    """The text of a file of `kernels/`."""
+    return (files(__package__) / "kernels" / name).read_text("utf-8")
+
+
+def source(dialect: str) -> str:
+    """What precedes the body of every kernel: `kernels/` for "metal" or "cuda"."""
+    return "\n".join(header(name) for name in (f"dialect_{dialect}.h", *_HEADERS))
+
+
+def _positions(dialect: str, body: str) -> str:
+    """Definitions of those of `_POSITIONS` that the body names: MLX passes what it finds in the text."""
+    return "".join(
+        f"  const {value};\n" for name, value in _POSITIONS[dialect].items() if re.search(rf"\b{name}\b", body)
+    )
+
+
+@lru_cache(maxsize=None)
+def _build(kernel: Kernel, dialect: str) -> Any:
+    build = mx.fast.cuda_kernel if dialect == "cuda" else mx.fast.metal_kernel
+    return build(
+        name=f"convnextv2_{kernel.name}",
+        input_names=list(kernel.inputs),
+        output_names=list(kernel.outputs),
+        header=source(dialect),
+        source=_positions(dialect, kernel.body) + kernel.body,
+    )
+
+
+def _depthwise_kernel(normalise: bool, residual: bool) -> Kernel:
+    """Without the LayerNorm or the residual sum, their arguments are others that the function leaves alone."""
+    norm = ("norm_weight", "norm_bias", "epsilon") if normalise else ()
+    norm_weight, norm_bias, epsilon = norm or ("bias", "bias", "bias")
+    residual_bias = "residual_bias" if residual else "bias"
+    return Kernel(
+        name="depthwise" + "_layer_norm" * normalise + "_residual" * residual,
+        inputs=("pixels", "taps", "bias", *norm, *(["residual_bias"] if residual else [])),
+        outputs=("output", "residual") if residual else ("output",),
+        body=f"""\
+  SHARED(float, sums, ROWS * COLUMNS * MOST_SIMDGROUPS);
+  SHARED(float, square_sums, ROWS * COLUMNS * MOST_SIMDGROUPS);
+  depthwise_layer_norm<T, CHANNELS_PER_THREAD, ROWS, COLUMNS, {str(normalise).lower()}, {str(residual).lower()}>(
+      pixels, pixels_shape[1], pixels_shape[2], pixels_shape[3], taps, bias, {norm_weight}, {norm_bias}, {epsilon},
+      {residual_bias}, output, {"residual" if residual else "output"}, sums, square_sums, thread, threads, group.x,
+      group.y);
+""",
+    )
+
+
+_DEPTHWISE = {(n, r): _depthwise_kernel(n, r) for n, r in ((False, False), (True, False), (True, True))}
+_GELU_SUM_OF_SQUARES = Kernel(
+    name="gelu_sum_of_squares",
+    inputs=("hidden",),
+    outputs=("output", "sums"),
+    body="""\
+  gelu_sum_of_squares<T>(
+      hidden, hidden_shape[1], hidden_shape[2], output, sums, group.x * threads + thread, group.y, groups.y, group.z);
+""",
+)
+_SUM_OF_SQUARES_OF_GELU = Kernel(
+    name="sum_of_squares_of_gelu",
+    inputs=("hidden",),
+    outputs=("sums",),
+    body="""\
+  sum_of_squares_of_gelu<T>(
+      hidden, hidden_shape[1], hidden_shape[2], sums, group.x * threads + thread, group.y, groups.y, group.z);
+""",
+)
+_GRN_SCALE = Kernel(
+    name="grn_scale",
+    inputs=("sums", "weight"),
+    outputs=("scale",),
+    body="""\
+  SHARED(float, totals, MOST_SIMDGROUPS);
+  grn_scale(sums, sums_shape[1], sums_shape[2], weight, scale, totals, thread, threads, group.x);
+""",
+)
+_GELU_SCALED = Kernel(
+    name="gelu_scaled",
+    inputs=("hidden", "scale"),
+    outputs=("output",),
+    body="""\
+  gelu_scaled<T>(
+      hidden, hidden_shape[1], hidden_shape[2], scale, output, group.x * threads + thread, group.y, groups.y, group.z);
+""",
+)
+
+
+def tap_major(weight: mx.array) -> mx.array:
+    """A depthwise convolution's weight (C, 7, 7, 1) -> (7, 7, C), so that neighbouring lanes read neighbours."""
+    return weight.squeeze(-1).transpose(1, 2, 0)
+
+
+def depthwise_conv2d(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
+    """Depthwise 7x7, padding 3, plus bias: x (N, H, W, C), taps (7, 7, C), bias (C,) -> (N, H, W, C)."""
+    return _depthwise(_DEPTHWISE[False, False], x, taps, bias)[0]
+
+
+def depthwise_layer_norm(
+    x: mx.array, taps: mx.array, bias: mx.array, norm_weight: mx.array, norm_bias: mx.array, eps: float
+) -> mx.array:
+    """`depthwise_conv2d`, then LayerNorm over the channels: (N, H, W, C) -> (N, H, W, C)."""
+    return _depthwise(_DEPTHWISE[True, False], x, taps, bias, norm_weight, norm_bias, mx.array([eps]))[0]
+
+
+def depthwise_layer_norm_residual(
+    x: mx.array,
+    taps: mx.array,
+    bias: mx.array,
+    norm_weight: mx.array,
+    norm_bias: mx.array,
+    eps: float,
+    residual_bias: mx.array,
+) -> tuple[mx.array, mx.array]:
+    """`depthwise_layer_norm`, and x + residual_bias (C,), which the block's last product adds its own to."""
+    output, residual = _depthwise(
+        _DEPTHWISE[True, True], x, taps, bias, norm_weight, norm_bias, mx.array([eps]), residual_bias
+    )
+    return output, residual
+
+
+def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, int, int, int]:
+    """How the depthwise kernel divides x (N, H, W, C): channels per thread, threads, and rows and columns of a tile.
+
+    Large tiles read less twice, small ones make more threadgroups: the most rows, 4, 2 or 1, that the registers hold
+    and that leave enough threadgroups.
+    """
+    channels_per_thread = -(-channels // MOST_THREADS)
+    threads = _round_up(-(-channels // channels_per_thread), LANES)
+    across = -(-width // _COLUMNS)
+    for rows in (4, 2):
+        fits = channels_per_thread * rows * _COLUMNS <= _MOST_SUMS
+        if fits and batch * across * -(-height // rows) >= _ENOUGH_THREADGROUPS:
+            return channels_per_thread, threads, rows, _COLUMNS
+    return channels_per_thread, threads, 1, _COLUMNS
+
+
+def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array) -> list[mx.array]:
+    batch, height, width, channels = x.shape
+    channels_per_thread, threads, rows, columns = tile_of(batch, height, width, channels)
+    return kernel(
+        x,
+        *others,
+        template={"T": x.dtype, "CHANNELS_PER_THREAD": channels_per_thread, "ROWS": rows, "COLUMNS": columns},
+        groups=(-(-height // rows) * -(-width // columns), batch, 1),
+        threads=threads,
+        outputs=[(tuple(x.shape), x.dtype)] * len(kernel.outputs),
+    )
+
+
+def gelu_sum_of_squares(hidden: mx.array) -> tuple[mx.array, mx.array]:
+    """hidden (N, P, D) -> GELU(hidden) and the sums of its squares over strips of pixels, (N, strips, D) in float32."""
+    groups, threads = _strips(hidden)
+    sums = ((hidden.shape[0], groups[1], hidden.shape[2]), mx.float32)
+    outputs = [(tuple(hidden.shape), hidden.dtype), sums]
+    output, sums = _GELU_SUM_OF_SQUARES(
+        hidden, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs
+    )
+    return output, sums
+
+
+def sum_of_squares_of_gelu(hidden: mx.array) -> mx.array:
+    """The sums of `gelu_sum_of_squares` alone: where the activations are scaled, GELU is cheaper computed twice."""
+    groups, threads = _strips(hidden)
+    outputs = [((hidden.shape[0], groups[1], hidden.shape[2]), mx.float32)]
+    return _SUM_OF_SQUARES_OF_GELU(
+        hidden, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs
+    )[0]
+
+
+def grn_scale(sums: mx.array, weight: mx.array) -> mx.array:
+    """GRN as a factor for each channel: sums of squares (N, strips, D), GRN's weight (D,) -> (N, D) in float32."""
+    batch, _, channels = sums.shape
+    threads = min(MOST_THREADS, _round_up(channels, LANES))
+    outputs = [((batch, channels), mx.float32)]
+    return _GRN_SCALE(sums, weight, template={}, groups=(batch, 1, 1), threads=threads, outputs=outputs)[0]
+
+
+def gelu_scaled(hidden: mx.array, scale: mx.array) -> mx.array:
+    """GELU(hidden) times the channels' factors: (N, P, D) and (N, D) in float32 -> (N, P, D)."""
+    groups, threads = _strips(hidden)
+    outputs = [(tuple(hidden.shape), hidden.dtype)]
+    return _GELU_SCALED(hidden, scale, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs)[0]
+
+
+def _strips(hidden: mx.array) -> tuple[tuple[int, int, int], int]:
+    """The threadgroups for (N, P, D), channels x strips of pixels x images, and the threads of each."""
+    batch, pixels, channels = hidden.shape
+    threads = min(MOST_THREADS, _round_up(channels, LANES))
+    strips = min(_MOST_STRIPS, -(-pixels // _LEAST_PIXELS))
+    return (-(-channels // threads), strips, batch), threads
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple

@@ -1,0 +1,201 @@
+"""Proof of the GPU kernels without a GPU: the text that MLX hands to Metal, compiled as C++ and executed.
+
+`launches` traces a call as MLX exports it, which needs no GPU, and takes from the trace all that Metal would get: the
+text with the signature that MLX generates, the grid and the shapes. `execute` compiles the text, with the Metal dialect
+replaced by dialect_cpp.h, and runs every thread of every threadgroup in machine.cpp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_convnextv2.ops import gpu
+
+HERE = Path(__file__).parent
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Werror")
+# Attributes of Metal, which C++ may ignore.
+_KERNEL_FLAGS = ("-Wno-attributes", "-Wno-unused-parameter")
+_NUMPY = {mx.float32: np.dtype(np.float32), mx.float16: np.dtype(np.float16), mx.bfloat16: np.dtype(np.uint16)}
+
+
+class FaultError(Exception):
+    """What the compiler, a sanitizer or the machine found wrong with a kernel."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call, as Metal would get it."""
+
+    name: str
+    text: str
+    groups: tuple[int, int, int]
+    threads: tuple[int, int, int]
+    outputs: tuple[tuple[tuple[int, ...], mx.Dtype], ...]
+
+
+def launches(function: Callable[..., Any], *inputs: mx.array) -> list[Launch]:
+    """The kernels that `function` calls for inputs of these shapes, in order."""
+    found = []
+
+    def visit(node: dict[str, Any]) -> None:
+        if node.get("name") == "CustomKernel":
+            name, text, *sizes = node["arguments"][:8]
+            grid, threads = sizes[:3], sizes[3:]
+            assert all(size % count == 0 for size, count in zip(grid, threads, strict=True))
+            groups = tuple(size // count for size, count in zip(grid, threads, strict=True))
+            outputs = tuple((tuple(shape), dtype) for _, shape, dtype in node["outputs"])
+            found.append(Launch(name, text, groups, tuple(threads), outputs))
+
+    mx.export_function(visit, function, *inputs)
+    return found
+
+
+def execute(launch: Launch, inputs: Sequence[mx.array], seed: int = 0) -> list[mx.array]:
+    """Run a launch on its inputs, its threads in an order that the seed shuffles.
+
+    Raises:
+        FaultError: the text does not compile without a warning, or running it went wrong.
+    """
+    program = compiled(launch.name, launch.text)
+    numbers = [seed, *launch.groups, *launch.threads, 0]
+    case = [b""]
+    for is_input, name in _buffers(launch.text):
+        if name.endswith("_shape"):
+            data = np.array(inputs[_input_names(launch.text).index(name[: -len("_shape")])].shape, np.int32).tobytes()
+        elif is_input:
+            data = to_bytes(inputs[_input_names(launch.text).index(name)])
+        else:
+            shape, dtype = launch.outputs[_output_names(launch.text).index(name)]
+            case.append(np.array([0, np.prod(shape, dtype=int) * dtype.size], np.uint64).tobytes())
+            continue
+        case += [np.array([1, len(data)], np.uint64).tobytes(), data]
+    numbers[-1] = len(_buffers(launch.text))
+    case[0] = np.array(numbers, np.uint64).tobytes()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "case").write_bytes(b"".join(case))
+        _run([program, f"{folder}/case", f"{folder}/outputs"])
+        content = (Path(folder) / "outputs").read_bytes()
+    outputs = []
+    for shape, dtype in launch.outputs:
+        size = int(np.prod(shape, dtype=int)) * dtype.size
+        outputs.append(from_bytes(content[:size], shape, dtype))
+        content = content[size:]
+    return outputs
+
+
+@contextmanager
+def executed(seed: int = 0) -> Iterator[None]:
+    """Within this context every kernel call is executed here and at once, in place of a GPU."""
+    call = gpu.Kernel.__call__
+
+    def execute_call(kernel: gpu.Kernel, *inputs: mx.array, **options: Any) -> list[mx.array]:
+        (launch,) = launches(lambda *arrays: call(kernel, *arrays, **options), *inputs)
+        return execute(launch, inputs, seed)
+
+    with mock.patch.object(gpu.Kernel, "__call__", execute_call):
+        yield
+
+
+def compiled(name: str, text: str) -> Path:
+    """The program that runs a kernel, compiled once."""
+    dialect = gpu.header("dialect_metal.h")
+    assert text.count(dialect) == 1
+    return _compiled(name, text.replace(dialect, '#include "dialect_cpp.h"\n'))
+
+
+@lru_cache(maxsize=None)
+def _compiled(name: str, text: str) -> Path:
+    folder = _machine().parent
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    source, program = folder / f"{key}.cpp", folder / key
+    source.write_text(f"{text}\n{_entry(text)}", encoding="utf-8")
+    _run(["g++", *FLAGS, *_KERNEL_FLAGS, *SANITIZERS, f"-I{HERE}", source, _machine(), "-o", program])
+    return program
+
+
+@lru_cache(maxsize=None)
+def _machine() -> Path:
+    folder = Path(_folder().name)
+    _run(["g++", *FLAGS, *SANITIZERS, "-c", HERE / "machine.cpp", "-o", folder / "machine.o"])
+    return folder / "machine.o"
+
+
+@lru_cache(maxsize=None)
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory()
+
+
+def _run(command: Sequence[str | Path]) -> None:
+    result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise FaultError(result.stderr.strip() or f"{command[0]} ended with {result.returncode}")
+
+
+def _signature(text: str) -> str:
+    match = re.search(r"\[\[kernel\]\] void \w+\((.*?)\) \{", text, re.DOTALL)
+    assert match is not None
+    return match[1]
+
+
+def _buffers(text: str) -> list[tuple[bool, str]]:
+    """Whether it is an input, and the name, of each buffer of the signature."""
+    found = re.findall(r"(const )?(?:device|constant) \w+\* (\w+) \[\[buffer", _signature(text))
+    return [(bool(const), name) for const, name in found]
+
+
+def _input_names(text: str) -> list[str]:
+    return [name for is_input, name in _buffers(text) if is_input and not name.endswith("_shape")]
+
+
+def _output_names(text: str) -> list[str]:
+    return [name for is_input, name in _buffers(text) if not is_input]
+
+
+def _entry(text: str) -> str:
+    """The function that machine.cpp calls for each thread."""
+    instance = re.findall(r"decltype\((.*)\) ", text)
+    name = instance[-1] if instance else re.findall(r"void (\w+)\(", text)[-1]
+    positions = (
+        "thread_position_in_threadgroup",
+        "threadgroup_position_in_grid",
+        "threadgroups_per_grid",
+        "threads_per_threadgroup",
+    )
+    arguments = []
+    for parameter in _signature(text).split(",\n"):
+        buffer = re.match(r"\s*((?:const )?)(?:device|constant) (\w+)\* \w+ \[\[buffer\((\d+)\)", parameter)
+        if buffer:
+            arguments.append(f"static_cast<{buffer[1]}{buffer[2]}*>(buffers[{buffer[3]}])")
+        else:
+            arguments.append(parameter.split()[1])
+    parameters = ", ".join(f"uint3 {position}" for position in positions)
+    return (
+        f"void run_thread(void** buffers, {parameters});\n"
+        f"void run_thread(void** buffers, {parameters}) {{\n  {name}({', '.join(arguments)});\n}}\n"
+    )
+
+
+def to_bytes(array: mx.array) -> bytes:
+    bits = mx.contiguous(array)
+    if array.dtype == mx.bfloat16:
+        bits = bits.view(mx.uint16)
+    return np.array(bits).tobytes()
+
+
+def from_bytes(data: bytes, shape: tuple[int, ...], dtype: mx.Dtype) -> mx.array:
+    array = mx.array(np.frombuffer(data, _NUMPY[dtype]).reshape(shape))
+    return array.view(mx.bfloat16) if dtype == mx.bfloat16 else array
