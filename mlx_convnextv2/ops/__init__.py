@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -72,12 +72,12 @@ def with_plain_gradient(kernel: Callable[..., mx.array], plain_form: Callable[..
     return function
 
 
-@lru_cache(maxsize=None)
+@cache
 def _depthwise_layer_norm_kernel(eps: float) -> Any:
-    return with_plain_gradient(
-        lambda x, weight, *rest: gpu.depthwise_layer_norm(x, gpu.tap_major(weight), *rest, eps),
-        lambda *inputs: plain.depthwise_layer_norm(*inputs, eps),
-    )
+    def kernel(x: mx.array, weight: mx.array, bias: mx.array, norm_weight: mx.array, norm_bias: mx.array) -> mx.array:
+        return gpu.depthwise_layer_norm(x, gpu.tap_major(weight), bias, norm_weight, norm_bias, eps)
+
+    return with_plain_gradient(kernel, partial(plain.depthwise_layer_norm, eps=eps))
 
 
 def _gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -26,13 +26,13 @@ _LEAST_PIXELS = 8  # of a strip
 _HEADERS = ("reduce.h", "depthwise_layer_norm.h", "gelu.h", "gelu_grn.h")
 _POSITIONS = {
     "metal": {
-        "thread": "uint thread = thread_position_in_threadgroup.x",
+        "thread_index": "uint thread_index = thread_position_in_threadgroup.x",
         "threads": "uint threads = threads_per_threadgroup.x",
         "group": "uint3 group = threadgroup_position_in_grid",
         "groups": "uint3 groups = threadgroups_per_grid",
     },
     "cuda": {
-        "thread": "uint thread = threadIdx.x",
+        "thread_index": "uint thread_index = threadIdx.x",
         "threads": "uint threads = blockDim.x",
         "group": "uint3 group = blockIdx",
         "groups": "dim3 groups = gridDim",
@@ -68,7 +68,7 @@ class Kernel:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def header(name: str) -> str:
     """The text of a file of `kernels/`."""
     return (files(__package__) / "kernels" / name).read_text("utf-8")
@@ -86,7 +86,7 @@ def _positions(dialect: str, body: str) -> str:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _build(kernel: Kernel, dialect: str) -> Any:
     build = mx.fast.cuda_kernel if dialect == "cuda" else mx.fast.metal_kernel
     return build(
@@ -112,8 +112,8 @@ def _depthwise_kernel(normalise: bool, residual: bool) -> Kernel:
   SHARED(float, square_sums, ROWS * COLUMNS * MOST_SIMDGROUPS);
   depthwise_layer_norm<T, CHANNELS_PER_THREAD, ROWS, COLUMNS, {str(normalise).lower()}, {str(residual).lower()}>(
       pixels, pixels_shape[1], pixels_shape[2], pixels_shape[3], taps, bias, {norm_weight}, {norm_bias}, {epsilon},
-      {residual_bias}, output, {"residual" if residual else "output"}, sums, square_sums, thread, threads, group.x,
-      group.y);
+      {residual_bias}, output, {"residual" if residual else "output"}, sums, square_sums, thread_index, threads,
+      group.x, group.y);
 """,
     )
 
@@ -125,7 +125,8 @@ _GELU_SUM_OF_SQUARES = Kernel(
     outputs=("output", "sums"),
     body="""\
   gelu_sum_of_squares<T>(
-      hidden, hidden_shape[1], hidden_shape[2], output, sums, group.x * threads + thread, group.y, groups.y, group.z);
+      hidden, hidden_shape[1], hidden_shape[2], output, sums, group.x * threads + thread_index, group.y,
+      groups.y, group.z);
 """,
 )
 _SUM_OF_SQUARES_OF_GELU = Kernel(
@@ -134,7 +135,8 @@ _SUM_OF_SQUARES_OF_GELU = Kernel(
     outputs=("sums",),
     body="""\
   sum_of_squares_of_gelu<T>(
-      hidden, hidden_shape[1], hidden_shape[2], sums, group.x * threads + thread, group.y, groups.y, group.z);
+      hidden, hidden_shape[1], hidden_shape[2], sums, group.x * threads + thread_index, group.y,
+      groups.y, group.z);
 """,
 )
 _GRN_SCALE = Kernel(
@@ -143,7 +145,7 @@ _GRN_SCALE = Kernel(
     outputs=("scale",),
     body="""\
   SHARED(float, totals, MOST_SIMDGROUPS);
-  grn_scale(sums, sums_shape[1], sums_shape[2], weight, scale, totals, thread, threads, group.x);
+  grn_scale(sums, sums_shape[1], sums_shape[2], weight, scale, totals, thread_index, threads, group.x);
 """,
 )
 _GELU_SCALED = Kernel(
@@ -152,7 +154,8 @@ _GELU_SCALED = Kernel(
     outputs=("output",),
     body="""\
   gelu_scaled<T>(
-      hidden, hidden_shape[1], hidden_shape[2], scale, output, group.x * threads + thread, group.y, groups.y, group.z);
+      hidden, hidden_shape[1], hidden_shape[2], scale, output, group.x * threads + thread_index, group.y,
+      groups.y, group.z);
 """,
 )
 
@@ -222,8 +225,8 @@ def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array) -> list[mx.array]
 def gelu_sum_of_squares(hidden: mx.array) -> tuple[mx.array, mx.array]:
     """hidden (N, P, D) -> GELU(hidden) and the sums of its squares over strips of pixels, (N, strips, D) in float32."""
     groups, threads = _strips(hidden)
-    sums = ((hidden.shape[0], groups[1], hidden.shape[2]), mx.float32)
-    outputs = [(tuple(hidden.shape), hidden.dtype), sums]
+    sums_shape = (hidden.shape[0], groups[1], hidden.shape[2])
+    outputs = [(tuple(hidden.shape), hidden.dtype), (sums_shape, mx.float32)]
     output, sums = _GELU_SUM_OF_SQUARES(
         hidden, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs
     )

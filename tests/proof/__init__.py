@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import mlx.core as mx
 import numpy as np
+import pytest
 
 from mlx_convnextv2.ops import gpu
 
 HERE = Path(__file__).parent
+# Fibers are deprecated on macOS and work there all the same.
+_MACHINE_FLAGS = ("-Wno-deprecated-declarations",)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 # Attributes of Metal, which C++ may ignore.
@@ -97,6 +101,12 @@ def execute(launch: Launch, inputs: Sequence[mx.array], seed: int = 0) -> list[m
     return outputs
 
 
+def require_compiler() -> None:
+    """Skip the test on a machine without g++."""
+    if shutil.which("g++") is None:
+        pytest.skip("the proof needs g++")
+
+
 @contextmanager
 def executed(seed: int = 0) -> Iterator[None]:
     """Within this context every kernel call is executed here and at once, in place of a GPU."""
@@ -117,7 +127,7 @@ def compiled(name: str, text: str) -> Path:
     return _compiled(name, text.replace(dialect, '#include "dialect_cpp.h"\n'))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _compiled(name: str, text: str) -> Path:
     folder = _machine().parent
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -127,14 +137,14 @@ def _compiled(name: str, text: str) -> Path:
     return program
 
 
-@lru_cache(maxsize=None)
+@cache
 def _machine() -> Path:
     folder = Path(_folder().name)
-    _run(["g++", *FLAGS, *SANITIZERS, "-c", HERE / "machine.cpp", "-o", folder / "machine.o"])
+    _run(["g++", *FLAGS, *_MACHINE_FLAGS, *SANITIZERS, "-c", HERE / "machine.cpp", "-o", folder / "machine.o"])
     return folder / "machine.o"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
@@ -187,6 +197,19 @@ def _entry(text: str) -> str:
         f"void run_thread(void** buffers, {parameters});\n"
         f"void run_thread(void** buffers, {parameters}) {{\n  {name}({', '.join(arguments)});\n}}\n"
     )
+
+
+def check_metal_syntax(text: str) -> None:
+    """Compile the text as it is, Metal dialect included, against declarations of the names it may use.
+
+    Raises:
+        FaultError: it has an error or a warning.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".cpp") as file:
+        file.write(f'#include "metal_declarations.h"\n{text}')
+        file.flush()
+        flags = (*FLAGS, *_KERNEL_FLAGS, "-Wno-unknown-pragmas", "-fsyntax-only")
+        _run(["g++", *flags, f"-I{HERE}", file.name])
 
 
 def to_bytes(array: mx.array) -> bytes:

@@ -1,9 +1,9 @@
 // Depthwise 7x7 convolution with padding 3, its bias and the LayerNorm over the channels, in one pass.
 //
-// A threadgroup computes ROWS x COLUMNS pixels of one image with all their channels; its threads own the channels
-// thread, thread + threads, thread + 2 * threads, ..., so that neighbouring lanes read neighbouring channels. Each
-// thread walks down the rows of its input window: the row's COLUMNS + 6 values and the 49 taps of the channel lie in
-// registers, and every value serves all the outputs that see it. Sums and statistics are float32 for every T.
+// A threadgroup computes ROWS x COLUMNS pixels of one image with all their channels. Thread i of n owns the channels
+// i, i + n, i + 2n, ..., so that neighbouring lanes read neighbouring channels. It walks down the rows of its input
+// window: the COLUMNS + 6 values of the row and the 49 taps of the channel lie in registers, and every value serves all
+// the outputs that see it. Sums and statistics are float32 for every T.
 
 CONSTANT int KERNEL = 7;
 CONSTANT int PADDING = 3;
@@ -57,7 +57,7 @@ template <
 FUNCTION void depthwise_layer_norm(
     Pixels pixels, int height, int width, int channels, Taps taps, Bias bias, NormWeight norm_weight,
     NormBias norm_bias, Epsilon epsilon, ResidualBias residual_bias, Output output, Residual residual,
-    Sums sums, Sums square_sums, uint thread, uint threads, uint tile, uint image) {
+    Sums sums, Sums square_sums, uint thread_index, uint threads, uint tile, uint image) {
   constexpr int PIXELS = ROWS * COLUMNS;
   const int tiles_across = (width + COLUMNS - 1) / COLUMNS;
   const int top = int(tile) / tiles_across * ROWS;
@@ -72,7 +72,7 @@ FUNCTION void depthwise_layer_norm(
     scale[pixel] = 0.0f;
   }
   UNROLL for (int k = 0; k < CHANNELS_PER_THREAD; ++k) {
-    const int channel = int(thread) + k * int(threads);
+    const int channel = int(thread_index) + k * int(threads);
     if (channel < channels) {
       depthwise_conv2d<ROWS, COLUMNS>(
           pixels + first + size_t(channel), height, width, size_t(channels), taps + size_t(channel),
@@ -83,25 +83,25 @@ FUNCTION void depthwise_layer_norm(
     }
   }
   if (NORMALISE) {
-    sum_over_threads<PIXELS>(mean, sums, thread, threads);
+    sum_over_threads<PIXELS>(mean, sums, thread_index, threads);
     UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) {
       mean[pixel] /= float(channels);
     }
     UNROLL for (int k = 0; k < CHANNELS_PER_THREAD; ++k) {
-      if (int(thread) + k * int(threads) < channels) {
+      if (int(thread_index) + k * int(threads) < channels) {
         UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) {
           const float deviation = values[k][pixel] - mean[pixel];
           scale[pixel] = multiply_add(deviation, deviation, scale[pixel]);
         }
       }
     }
-    sum_over_threads<PIXELS>(scale, square_sums, thread, threads);
+    sum_over_threads<PIXELS>(scale, square_sums, thread_index, threads);
     UNROLL for (int pixel = 0; pixel < PIXELS; ++pixel) {
-      scale[pixel] = inverse_square_root(scale[pixel] / float(channels) + epsilon[0]);
+      scale[pixel] = inverse_square_root(scale[pixel] / float(channels) + float(epsilon[0]));
     }
   }
   UNROLL for (int k = 0; k < CHANNELS_PER_THREAD; ++k) {
-    const int channel = int(thread) + k * int(threads);
+    const int channel = int(thread_index) + k * int(threads);
     if (channel < channels) {
       UNROLL for (int row = 0; row < ROWS; ++row) {
         UNROLL for (int column = 0; column < COLUMNS; ++column) {

@@ -16,5 +16,5 @@ FUNCTION float gelu(float x) {
   tail = multiply_add(tail, u, 0.139861875f);
   tail = multiply_add(tail, u, 0.139621404f);
   tail *= u * exponential(-0.5f * a * a);
-  return larger(x, 0.0f) - a * tail;
+  return x < 16.0f ? larger(x, 0.0f) - a * tail : x;  // so that infinity and NaN stay
 }

@@ -5,11 +5,11 @@ CONSTANT uint MOST_SIMDGROUPS = 8;  // a threadgroup has at most 256 threads
 
 // Each of `values` becomes its sum over all threads. `sums` holds COUNT * MOST_SIMDGROUPS numbers and is used once.
 template <int COUNT, typename Sums>
-FUNCTION void sum_over_threads(LOCAL float (&values)[COUNT], Sums sums, uint thread, uint threads) {
-  const uint simdgroup = thread / LANES;
+FUNCTION void sum_over_threads(LOCAL float (&values)[COUNT], Sums sums, uint thread_index, uint threads) {
+  const uint simdgroup = thread_index / LANES;
   UNROLL for (int i = 0; i < COUNT; ++i) {
     const float sum = sum_of_lanes(values[i]);
-    if (thread % LANES == 0) {
+    if (thread_index % LANES == 0) {
       sums[uint(i) * MOST_SIMDGROUPS + simdgroup] = sum;
     }
   }
