@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 import proof
 import pytest
+from proof import nvrtc
 
 from mlx_convnextv2.ops import gpu
 
@@ -146,3 +147,19 @@ def test_references_and_constants_name_their_address_space() -> None:
     assert len(re.findall(r"LOCAL float \(&", source)) == source.count("(&") > 0
     assert not re.search(r"\w\s*\*\s*\w+\s*[,)]\s*\{?$", re.sub(r"//.*", "", source), re.MULTILINE)
     assert not re.search(r"^(static )?(const|constexpr) ", source, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_the_cuda_dialect_compiles(call: str, dtype: mx.Dtype) -> None:
+    """By NVIDIA's compiler, without a GPU."""
+    if not nvrtc.is_installed():
+        pytest.skip("it needs nvidia-cuda-nvrtc-cu12 and nvidia-cuda-runtime-cu12")
+    function, inputs = CALLS[call]
+    sums = inputs[:1] if call == "grn_scale" else ()  # float32 always
+    (launch,) = proof.launches(function, *sums, *(array.astype(dtype) for array in inputs[len(sums) :]))
+    text = nvrtc.cuda_text(launch)
+    assert ".entry" in nvrtc.compile_to_ptx(text)
+    with pytest.raises(proof.FaultError, match="undefined"):
+        nvrtc.compile_to_ptx(text.replace("fmaf(a, b, c)", "fused(a, b, c)"))

@@ -24,7 +24,7 @@ _MOST_STRIPS = 32
 _LEAST_PIXELS = 8  # of a strip
 
 _HEADERS = ("reduce.h", "depthwise_layer_norm.h", "gelu.h", "gelu_grn.h")
-_POSITIONS = {
+POSITIONS = {
     "metal": {
         "thread_index": "uint thread_index = thread_position_in_threadgroup.x",
         "threads": "uint threads = threads_per_threadgroup.x",
@@ -80,9 +80,9 @@ def source(dialect: str) -> str:
 
 
 def _positions(dialect: str, body: str) -> str:
-    """Definitions of those of `_POSITIONS` that the body names: MLX passes what it finds in the text."""
+    """Definitions of those of `POSITIONS` that the body names: MLX passes what it finds in the text."""
     return "".join(
-        f"  const {value};\n" for name, value in _POSITIONS[dialect].items() if re.search(rf"\b{name}\b", body)
+        f"  const {value};\n" for name, value in POSITIONS[dialect].items() if re.search(rf"\b{name}\b", body)
     )
 
 
