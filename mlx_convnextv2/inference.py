@@ -107,14 +107,18 @@ class FoldedBlock:
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
         """(N, H, W, C) -> (N, H, W, C) in six kernels, two of them matrix products."""
-        batch, height, width, channels = hidden_states.shape
+        batch, _, _, channels = hidden_states.shape
         normed, residual = gpu.depthwise_layer_norm_residual(
             hidden_states, self.taps, self.bias, self.norm_weight, self.norm_bias, self.eps, self.residual_bias
         )
         normed, residual = (array.reshape(batch, -1, channels) for array in (normed, residual))  # (N, H * W, C)
-        hidden = self.pwconv1(normed)  # (N, H * W, C) -> (N, H * W, 4C)
+        output = self.project(self.pwconv1(normed), residual)  # (N, H * W, C) -> (N, H * W, 4C) -> (N, H * W, C)
+        return output.reshape(hidden_states.shape)  # (N, H * W, C) -> (N, H, W, C)
+
+    def project(self, hidden: mx.array, residual: mx.array) -> mx.array:
+        """GELU, GRN, pwconv2 and the sum with the residual: (N, H * W, 4C) and (N, H * W, C) -> (N, H * W, C)."""
         foldable = isinstance(self.pwconv2, nn.Linear)
-        if foldable and scale_weight(batch, height * width, channels):
+        if foldable and scale_weight(*residual.shape):
             activations, sums = gpu.gelu_sum_of_squares(hidden)
             scale = gpu.grn_scale(sums, self.grn_weight)  # (N, 4C)
             weight = (self.pwconv2.weight * scale[:, None]).astype(hidden.dtype)  # (C, 4C) -> (N, C, 4C)
@@ -122,11 +126,9 @@ class FoldedBlock:
             scale = gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), self.grn_weight)
             activations = gpu.gelu_scaled(hidden, scale)
             weight = self.pwconv2.weight
-        if foldable:
-            output = mx.addmm(residual, activations, weight.swapaxes(-1, -2))  # (N, H * W, 4C) -> (N, H * W, C)
-        else:
-            output = residual + self.pwconv2(activations)
-        return output.reshape(hidden_states.shape)  # (N, H * W, C) -> (N, H, W, C)
+        if not foldable:
+            return residual + self.pwconv2(activations)
+        return mx.addmm(residual, activations, weight.swapaxes(-1, -2))
 
 
 def scale_weight(batch: int, pixels: int, channels: int) -> bool:
