@@ -23,18 +23,30 @@ from .ops import gpu
 def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Callable[[mx.array], mx.array]:
     """A function from pixel_values (N, H, W, C) to logits (N, num_labels): the model in inference mode, and no more.
 
-    It has the weights that the model has now; a change of them needs another `fuse`. On a GPU the graph is compiled,
-    once for each shape of pixel_values. On a CPU it is not: `mx.compile` would run a C++ compiler for seconds and the
-    result is no faster.
+    It has the weights that the model has now: change them, and call `fuse` again. On a GPU the graph is compiled, once
+    for each shape of pixel_values. On a CPU it is not, because `mx.compile` would run a C++ compiler for seconds and
+    the result is no faster; under Linux the model is computed in numpy there, unless it is quantized.
 
     Args:
         model: what to run.
-        path: "plain", "kernel" or "auto" for how to compute the blocks; `ops.choose` has the rule.
+        path: "plain", "kernel", "numpy" or "auto" for how to compute; `ops.choose` has the rule.
 
     Raises:
-        ValueError: a path that does not exist.
+        TypeError: the model is not a ConvNextV2ForImageClassification.
+        ValueError: a path that does not exist, or "numpy" for a quantized model.
     """
+    if not isinstance(model, ConvNextV2ForImageClassification):
+        raise TypeError(f"fuse takes a ConvNextV2ForImageClassification, not a {type(model).__name__}")
     body = model.convnextv2
+    weight = body.embeddings.patch_embeddings.weight
+    if ops.choose(weight.dtype, len(weight), path) == "numpy":
+        from .ops import cpu  # here, so that it costs nothing where it is not used
+
+        if cpu.supports(model):
+            return cpu.NumpyClassifier(model)
+        if path == "numpy":
+            raise ValueError('numpy does not compute quantized layers: leave the path "numpy" out')
+
     stages = [
         (stage.downsampling_layer, [_inference_block(layer, path) for layer in stage.layers])
         for stage in body.encoder.stages

@@ -108,12 +108,13 @@ class ConvNextV2Embeddings(nn.Module):
         self._min_image_shape = config.min_image_shape
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        self._check(pixel_values)
+        self.check(pixel_values)
         pixel_values = pixel_values.astype(self.patch_embeddings.weight.dtype)
         embeddings = self.patch_embeddings(pixel_values)  # (N, H, W, channels) -> (N, H // patch, W // patch, C)
         return self.layernorm(embeddings)
 
-    def _check(self, pixel_values: mx.array) -> None:
+    def check(self, pixel_values: mx.array) -> None:
+        """Raise a ValueError that says what pixel_values must be, where they are not."""
         if not isinstance(pixel_values, mx.array):
             raise TypeError(f"pixel_values must be an mx.array, not {type(pixel_values).__name__}: wrap it in mx.array")
         expected = f"pixel_values must have the shape (batch, height, width, {self.num_channels})"

@@ -16,7 +16,14 @@ from conftest import SMALL, randomize
 from hypothesis import given, settings, strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, fuse, load, ops
+from mlx_convnextv2 import (
+    ConvNextV2Backbone,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    fuse,
+    load,
+    ops,
+)
 from mlx_convnextv2.classify import DEMO
 from mlx_convnextv2.config import SIZES
 from mlx_convnextv2.inference import scale_weight
@@ -319,14 +326,11 @@ class TestModels:
 
 
 class TestChoice:
-    def test_a_cpu_takes_the_plain_path(self) -> None:
-        with mx.stream(mx.cpu):
-            before = mx.default_device()
-            mx.set_default_device(mx.cpu)
-            try:
-                assert ops.choose(mx.float32, 96) == "plain"
-            finally:
-                mx.set_default_device(before)
+    @pytest.mark.parametrize(("platform", "path"), [("linux", "numpy"), ("darwin", "plain")])
+    def test_a_cpu_takes_numpy_where_mlx_is_scalar(self, platform: str, path: str, monkeypatch) -> None:
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+        monkeypatch.setattr("sys.platform", platform)
+        assert ops.choose(mx.float32, 96) == path
 
     def test_a_gpu_takes_kernels_for_what_they_can(self, monkeypatch) -> None:
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
@@ -343,11 +347,28 @@ class TestChoice:
 
     @pytest.mark.parametrize("path", ["metal", "Kernel"])
     def test_an_unknown_path_is_an_error(self, path: str, model, monkeypatch) -> None:
-        with pytest.raises(ValueError, match=r"path must be one of auto, plain, kernel"):
+        with pytest.raises(ValueError, match=r"path must be one of auto, plain, kernel, numpy"):
             fuse(model, path)
         monkeypatch.setenv("MLX_CONVNEXTV2_OPS", path)
-        with pytest.raises(ValueError, match=r"MLX_CONVNEXTV2_OPS must be one of auto, plain, kernel"):
+        with pytest.raises(ValueError, match=r"MLX_CONVNEXTV2_OPS must be one of auto, plain, kernel, numpy"):
             model(random(1, 32, 32, 3))
+
+    def test_kernels_without_a_gpu_are_an_error_that_says_so(self, model) -> None:
+        if mx.metal.is_available() or mx.cuda.is_available():
+            pytest.skip("MLX has a GPU here")
+        with pytest.raises(ValueError, match='"kernel" needs a GPU'):
+            fuse(model, "kernel")(random(1, 32, 32, 3))
+
+    def test_numpy_refuses_what_it_cannot_compute(self) -> None:
+        model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[32], depths=[1], num_stages=1))
+        quantize(model, bits=8, group_size=32)
+        with pytest.raises(ValueError, match="quantized"):
+            fuse(model, "numpy")
+        assert fuse(model)(random(1, 32, 32, 3)).shape == (1, model.config.num_labels)
+
+    def test_only_a_classifier_is_fused(self) -> None:
+        with pytest.raises(TypeError, match="not a ConvNextV2Backbone"):
+            fuse(ConvNextV2Backbone(ConvNextV2Config(**SMALL)))
 
 
 class TestExport:

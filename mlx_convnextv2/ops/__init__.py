@@ -1,11 +1,12 @@
 """The hot operations of the block, each computed by the path that `choose` names.
 
-Plain MLX is in `plain`; `gpu` has kernels of our own for Metal and CUDA.
+Plain MLX is in `plain`; `gpu` has kernels of our own for Metal and CUDA; `cpu` computes a whole model in numpy.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -14,17 +15,23 @@ import mlx.core as mx
 
 from . import gpu, plain
 
-PATHS = ("auto", "plain", "kernel")
+PATHS = ("auto", "plain", "kernel", "numpy")
 _KERNEL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
 def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
-    """The path for a block of so many channels in this dtype: "plain" or "kernel".
+    """The path for a block of so many channels in this dtype: "plain", "kernel" or "numpy".
 
-    An argument of "plain" or "kernel" decides; without one, or with "auto", the environment variable
-    MLX_CONVNEXTV2_OPS does, if it says one of them. Else the rule is: kernels on a GPU, for float32, float16 and
-    bfloat16 and at most `gpu.MOST_CHANNELS` channels. Matrix products, the strided convolutions and what happens
-    once a stage are MLX's own on every path: they move their operands once.
+    An argument other than "auto" decides; without one the environment variable MLX_CONVNEXTV2_OPS does, if it says
+    one of them. Else the rule is:
+
+    - on a GPU "kernel", for float32, float16 and bfloat16 and at most `gpu.MOST_CHANNELS` channels;
+    - on a CPU under Linux "numpy", where MLX's own operations are scalar; it computes whole models in inference, so
+      that single operations are plain there;
+    - else "plain".
+
+    Matrix products, the strided convolutions and what happens once a stage are MLX's own on a GPU: they move their
+    operands once.
 
     Raises:
         ValueError: a path that does not exist.
@@ -32,11 +39,11 @@ def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
     for wanted, name in ((path, "path"), (os.environ.get("MLX_CONVNEXTV2_OPS"), "MLX_CONVNEXTV2_OPS")):
         if wanted and wanted not in PATHS:
             raise ValueError(f"{name} must be one of {', '.join(PATHS)}, not {wanted!r}")
-        if wanted in ("plain", "kernel"):
+        if wanted and wanted != "auto":
             return wanted
-    on_gpu = mx.default_device().type == mx.gpu
-    fits = dtype in _KERNEL_DTYPES and channels <= gpu.MOST_CHANNELS
-    return "kernel" if on_gpu and fits else "plain"
+    if mx.default_device().type == mx.gpu:
+        return "kernel" if dtype in _KERNEL_DTYPES and channels <= gpu.MOST_CHANNELS else "plain"
+    return "numpy" if sys.platform == "linux" else "plain"
 
 
 def depthwise_layer_norm(
@@ -49,14 +56,14 @@ def depthwise_layer_norm(
     path: str | None = None,
 ) -> mx.array:
     """`plain.depthwise_layer_norm`, by the path that `choose` names. Differentiable on every path."""
-    if choose(x.dtype, x.shape[-1], path) == "plain":
+    if choose(x.dtype, x.shape[-1], path) != "kernel":
         return plain.depthwise_layer_norm(x, weight, bias, norm_weight, norm_bias, eps)
     return _depthwise_layer_norm_kernel(eps)(x, weight, bias, norm_weight, norm_bias)
 
 
 def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array, path: str | None = None) -> mx.array:
     """`plain.gelu_grn`, by the path that `choose` names. Differentiable on every path."""
-    if choose(x.dtype, x.shape[-1] // 4, path) == "plain":
+    if choose(x.dtype, x.shape[-1] // 4, path) != "kernel":
         return plain.gelu_grn(x, weight, bias)
     return _gelu_grn_kernel(x, weight, bias)
 

@@ -57,15 +57,25 @@ class Kernel:
         threads: int,
         outputs: Sequence[tuple[tuple[int, ...], mx.Dtype]],
     ) -> list[mx.array]:
-        """Launch `groups` threadgroups of `threads` threads; `outputs` are the shapes and dtypes of the results."""
-        return _build(self, "cuda" if mx.cuda.is_available() else "metal")(
-            inputs=list(inputs),
-            template=list(template.items()),
-            grid=(groups[0] * threads, groups[1], groups[2]),
-            threadgroup=(threads, 1, 1),
-            output_shapes=[shape for shape, _ in outputs],
-            output_dtypes=[dtype for _, dtype in outputs],
-        )
+        """Launch `groups` threadgroups of `threads` threads; `outputs` are the shapes and dtypes of the results.
+
+        Raises:
+            ValueError: MLX has no GPU here, and no graph is being traced.
+        """
+        launch = _build(self, "cuda" if mx.cuda.is_available() else "metal")
+        try:
+            return launch(
+                inputs=list(inputs),
+                template=list(template.items()),
+                grid=(groups[0] * threads, groups[1], groups[2]),
+                threadgroup=(threads, 1, 1),
+                output_shapes=[shape for shape, _ in outputs],
+                output_dtypes=[dtype for _, dtype in outputs],
+            )
+        except RuntimeError as error:
+            if "back-end" not in str(error):
+                raise
+            raise ValueError('the path "kernel" needs a GPU that MLX can use: leave it out') from None
 
 
 @cache

@@ -1,0 +1,120 @@
+"""Threads, their scratch arrays, and a BLAS that leaves the threads to us."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+MAX_WORKERS = 8  # more of them wait for Python's lock rather than work
+_KEPT_ELEMENTS = 2**24  # 64 MiB: larger scratch arrays are given back after use
+
+_local = threading.local()
+
+
+def scratch(name: str, *shape: int) -> np.ndarray:
+    """An uninitialised float32 array, whose memory the next call with this name in this thread uses again.
+
+    Fresh memory costs page faults, which take as long as the arithmetic.
+    """
+    size = math.prod(shape)
+    if size > _KEPT_ELEMENTS:
+        return np.empty(shape, np.float32)
+    arrays: dict[str, np.ndarray] = _local.__dict__
+    if name not in arrays or arrays[name].size < size:
+        arrays[name] = np.empty(size, np.float32)
+    return arrays[name][:size].reshape(shape)
+
+
+def available_cpus() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="mlx_convnextv2")
+
+
+def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
+    """Call function(item) for every item, in `workers` threads of which the caller's is one. Raises what one raises."""
+    waiting = deque(items)
+
+    def work() -> None:
+        with np.errstate(all="ignore"):  # what overflows here overflows in silence in MLX too
+            while waiting:
+                try:
+                    item = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                function(item)
+
+    helpers = [_pool().submit(work) for _ in range(min(workers, len(waiting)) - 1)]
+    try:
+        work()
+    finally:
+        waiting.clear()
+        # A helper that has not begun is not needed any more, and may never begin: a forked process has no pool.
+        running = [helper for helper in helpers if not helper.cancel()]
+    for helper in running:
+        helper.result()
+
+
+class Blas:
+    """The OpenBLAS that numpy has loaded, whose number of threads can be set.
+
+    Our threads call it at once, each for its part of an image. Threads of its own would only get in the way.
+    """
+
+    def __init__(self, get_threads: Callable[[], int], set_threads: Callable[[int], None]):
+        self._get_threads, self._set_threads = get_threads, set_threads
+        self._lock = threading.Lock()
+        self._users = 0
+        self._threads_before = 1
+
+    @contextmanager
+    def one_thread(self) -> Iterator[None]:
+        """Hold the number of threads at one; the last of several users at once puts back what the first found."""
+        with self._lock:
+            if self._users == 0:
+                self._threads_before = self._get_threads()
+                self._set_threads(1)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._set_threads(self._threads_before)
+
+
+@cache
+def find_blas() -> Blas | None:
+    """numpy's OpenBLAS, or None where numpy was built with another BLAS or it cannot be told."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
+            paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "openblas" in line}
+    except OSError:
+        return None
+    numpy_first = sorted(paths, key=lambda path: "numpy" not in path)
+    for path in numpy_first:
+        try:
+            library = ctypes.CDLL(path)
+        except OSError:
+            continue
+        for prefix in ("scipy_openblas", "openblas"):
+            for suffix in ("64_", "_64", ""):
+                names = [f"{prefix}_{verb}_num_threads{suffix}" for verb in ("get", "set")]
+                if all(hasattr(library, name) for name in names):
+                    return Blas(*(getattr(library, name) for name in names))
+    return None
