@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import cli
 
 if TYPE_CHECKING:
-    from .pipeline import Result
+    from .pipeline import ImageClassifier, Result
 
 DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"
 DEMO = Path(__file__).parent / "demo"
@@ -49,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch-size", type=cli.positive_int, default=8, metavar="N", help="images at once (default: 8)"
     )
     parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
+    parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast, on standard error")
     parser.add_argument("--format", choices=tuple(_WRITERS), default="table", help="how to print (default: table)")
     return parser
 
@@ -68,11 +70,19 @@ def classify(args: argparse.Namespace) -> int:
     model = str(DEMO) if args.demo else DEFAULT_MODEL if args.model is None else args.model
     if sys.stderr.isatty():
         cli.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
+    if os.environ.get("MLX_CONVNEXTV2_OPS") == "plain":  # the other paths need no BLAS of MLX's
+        from . import blas
+
+        blas.load()
+    start = time.perf_counter()
     from .pipeline import ImageClassifier
 
     images = find_inputs(args.images or [_shortest(DEMO / "images")])
     classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
+    if args.verbose:
+        cli.say(f"classify: {_machine(classifier)}; loaded in {time.perf_counter() - start:.2f} s")
 
+    start = time.perf_counter()
     write = _WRITERS[args.format]()
     progress = cli.Progress(len(images))
     done = failed = 0
@@ -90,6 +100,9 @@ def classify(args: argparse.Namespace) -> int:
             sys.stdout.write(text)
             sys.stdout.flush()
         progress.show(done + failed)
+    if args.verbose:
+        seconds = time.perf_counter() - start
+        cli.say(f"classify: {done + failed} images in {seconds:.2f} s, {(done + failed) / seconds:.1f} a second")
     if not done:
         return cli.NOTHING_DONE
     return cli.SOME_FAILED if failed else cli.DONE
@@ -107,6 +120,27 @@ def find_inputs(arguments: Sequence[str]) -> list[Any]:
             found = find_images(argument) if os.path.isdir(argument) else []
             images += map(str, found) if found else [argument]
     return images
+
+
+def _machine(classifier: ImageClassifier) -> str:
+    """What computes: MLX's version and device, the path of the blocks, and the BLAS on a CPU."""
+    import mlx.core as mx
+
+    from . import blas
+    from .ops import choose
+    from .ops.cpu import NumpyClassifier
+    from .ops.threads import blas_name
+
+    device = mx.default_device().type
+    weight = classifier.model.convnextv2.embeddings.patch_embeddings.weight
+    if isinstance(classifier.predict, NumpyClassifier):
+        products = f"in numpy on {classifier.predict.workers} cores, its BLAS {blas_name()}"
+    elif device == mx.cpu:
+        products = f"by MLX's operations, its BLAS {blas.load()}"
+    else:
+        products = "by our kernels" if choose(weight.dtype, len(weight)) == "kernel" else "by MLX's operations"
+    version = mx.__version__  # type: ignore[attr-defined]
+    return f"MLX {version} on the {device.name.upper()}, blocks {products}"
 
 
 def _shortest(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from .image_processor import ConvNextImageProcessor
 from .inference import fuse
 from .labels import class_labels
 from .model import ConvNextV2ForImageClassification
+from .prefetch import available_cpus, map_ahead
 
 Prediction = dict[str, Any]
 
@@ -69,7 +71,7 @@ class ImageClassifier:
         self.processor = processor
         self.labels = class_labels(model.config)
         self.batch_size = batch_size
-        self._predict = fuse(model)
+        self.predict = fuse(model)
 
     def __call__(self, images: Any, top_k: int = 5) -> list[Any]:
         """Classify one image or a list of them.
@@ -94,27 +96,37 @@ class ImageClassifier:
         return predictions if several else predictions[0]
 
     def stream(self, images: Iterable[Any], top_k: int = 5) -> Iterator[Result]:
-        """Classify images as they come, in batches, in order: one `Result` each, with the error where one failed."""
+        """Classify images as they come, in batches, in order: one `Result` each, with the error where one failed.
+
+        A list's images are read and prepared in threads while others are classified, up to a batch and one for each
+        core ahead. Those of an iterator, which may be a camera, are taken when they are needed.
+        """
         if not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
-        waiting: list[Result] = []
-        arrays: list[np.ndarray] = []
-        for image in images:
-            result = Result(image)
-            try:
-                array = self._preprocess(image)
-            except (ValueError, OSError) as error:
-                result.error = error
-            else:
-                if arrays and array.shape != arrays[0].shape:  # without do_resize each image has its own size
+        workers = available_cpus()
+        ahead = self.batch_size + workers if isinstance(images, list | tuple) else 1
+        prepared = map_ahead(self._prepare, images, workers, ahead)
+        with closing(prepared):
+            waiting: list[Result] = []
+            arrays: list[np.ndarray] = []
+            for result, array in prepared:
+                if array is not None:
+                    if arrays and array.shape != arrays[0].shape:  # without do_resize each image has its own size
+                        yield from self._classify(waiting, arrays, top_k)
+                        waiting, arrays = [], []
+                    arrays.append(array)
+                waiting.append(result)
+                if len(arrays) == self.batch_size or not arrays:
                     yield from self._classify(waiting, arrays, top_k)
                     waiting, arrays = [], []
-                arrays.append(array)
-            waiting.append(result)
-            if len(arrays) == self.batch_size or not arrays:
-                yield from self._classify(waiting, arrays, top_k)
-                waiting, arrays = [], []
-        yield from self._classify(waiting, arrays, top_k)
+            yield from self._classify(waiting, arrays, top_k)
+
+    def _prepare(self, image: Any) -> tuple[Result, np.ndarray | None]:
+        """The result to fill in, and the pixel values (H, W, C), or None with the error in the result."""
+        try:
+            return Result(image), self._preprocess(image)
+        except (ValueError, OSError) as error:
+            return Result(image, error=error), None
 
     def _preprocess(self, image: Any) -> np.ndarray:
         """The pixel values (H, W, C) of an image, checked here so that one too small does not spoil a batch."""
@@ -129,7 +141,7 @@ class ImageClassifier:
         """Fill in the predictions of the results without an error, which `arrays` holds the pixels of."""
         if not arrays:
             return results
-        logits = self._predict(mx.array(np.stack(arrays)))  # (N, H, W, C) -> (N, num_labels)
+        logits = self.predict(mx.array(np.stack(arrays)))  # (N, H, W, C) -> (N, num_labels)
         scores = np.array(mx.softmax(logits.astype(mx.float32), axis=-1))
         readable = (result for result in results if result.error is None)
         for result, row in zip(readable, scores, strict=True):

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -351,3 +352,12 @@ def test_the_first_word_comes_at_once_while_a_model_is_downloading(tmp_path):
     print(f"first word after {first:.2f} s")
     assert "Loading facebook/convnextv2-tiny-1k-224" in seen
     assert first < 3  # a second on a machine that is not busy
+
+
+def test_verbose_says_what_computes_and_how_fast_on_standard_error(run):
+    plain = run("classify", "--demo", "--top-k", "1", "--format", "csv")
+    result = run("classify", "--demo", "--top-k", "1", "--format", "csv", "--verbose")
+    assert (result.returncode, result.stdout) == (0, plain.stdout)
+    machine, rate = result.stderr.splitlines()
+    assert re.fullmatch(r"classify: MLX [\d.]+ on the [CG]PU, blocks .+; loaded in \d+\.\d\d s", machine)
+    assert re.fullmatch(r"classify: 10 images in \d+\.\d\d s, \d+\.\d a second", rate)

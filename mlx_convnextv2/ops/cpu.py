@@ -33,9 +33,10 @@ from ..model import (
     ConvNextV2Model,
     ConvNextV2Stage,
 )
+from ..prefetch import available_cpus
 from .activations import activate
 from .plain import FLOAT32_TINY
-from .threads import MAX_WORKERS, available_cpus, find_blas, for_each, scratch
+from .threads import MAX_WORKERS, find_blas, for_each, scratch
 
 RADIUS = 3  # of the depthwise convolution
 KERNEL = 2 * RADIUS + 1

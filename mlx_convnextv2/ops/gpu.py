@@ -75,7 +75,9 @@ class Kernel:
         except RuntimeError as error:
             if "back-end" not in str(error):
                 raise
-            raise ValueError('the path "kernel" needs a GPU that MLX can use: leave it out') from None
+            raise ValueError(
+                'the path "kernel" needs a GPU that MLX can use: take another, here or in MLX_CONVNEXTV2_OPS'
+            ) from None
 
 
 @cache

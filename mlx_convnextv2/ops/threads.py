@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -33,11 +32,6 @@ def scratch(name: str, *shape: int) -> np.ndarray:
     if name not in arrays or arrays[name].size < size:
         arrays[name] = np.empty(size, np.float32)
     return arrays[name][:size].reshape(shape)
-
-
-def available_cpus() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
@@ -118,3 +112,12 @@ def find_blas() -> Blas | None:
                 if all(hasattr(library, name) for name in names):
                     return Blas(*(getattr(library, name) for name in names))
     return None
+
+
+def blas_name() -> str:
+    """The BLAS that numpy was built with, and what to do where it is a slow one."""
+    built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    name = f"{built.get('name', 'an unknown BLAS')} {built.get('version', '')}".strip()
+    if any(known in name.lower() for known in ("openblas", "mkl", "blis", "accelerate")):
+        return name
+    return f"{name}, which may be slow: numpy's own wheels bring OpenBLAS"

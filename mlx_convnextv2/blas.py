@@ -1,0 +1,93 @@
+"""An optimised BLAS for MLX's matrix products on a CPU under Linux.
+
+MLX's wheel for Linux links the reference BLAS, thirty times slower than an optimised one, but takes its functions from
+whatever library has offered them to the whole process before `mlx.core` is imported. On a Mac MLX uses Accelerate, and
+nothing here does anything. Inference through `fuse` needs none of this: it computes in numpy, which brings its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+VARIABLE = "MLX_CONVNEXTV2_BLAS"
+# By name, the files as the system's loader knows them; an environment's own folder of libraries is tried first.
+LIBRARIES = {
+    "openblas": ("libopenblas.so.0", "libopenblas.so"),
+    "mkl": ("libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so"),
+    "blis": ("libblis.so.4", "libblis.so"),
+}
+_ADVICE = 'pip install "mlx-convnextv2[blas]", or your system\'s OpenBLAS'
+
+
+@dataclass(frozen=True)
+class Blas:
+    """What MLX's matrix products use: the library, or None for MLX's own, and why."""
+
+    library: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason if self.library is None else f"{self.library} ({self.reason})"
+
+
+@cache
+def load() -> Blas:
+    """Find an optimised BLAS and offer it to MLX, once for this process. Before `mlx.core` is imported, or it is late.
+
+    MLX_CONVNEXTV2_BLAS chooses: "openblas", "mkl", "blis", the path of a library, or "none" to refuse. Without it the
+    first that is there is taken, unless PyTorch is loaded, which a second BLAS in its process slows down.
+
+    Raises:
+        ValueError: the library that the variable names cannot be used.
+    """
+    wanted = os.environ.get(VARIABLE, "")
+    if sys.platform != "linux":
+        return Blas(None, "the system's own")
+    if wanted == "none":
+        return Blas(None, f"MLX's own, as {VARIABLE}=none asks")
+    if "mlx.core" in sys.modules:
+        return Blas(None, "MLX's own, because mlx was imported before mlx_convnextv2")
+    if not wanted and "torch" in sys.modules:
+        return Blas(None, "MLX's own, because PyTorch is loaded, which a second BLAS slows down")
+    for path in _candidates(wanted):
+        version = _offer(path)
+        if version is not None:
+            return Blas(version, path)
+    if wanted:
+        names = ", ".join(LIBRARIES)
+        raise ValueError(
+            f"{VARIABLE}={wanted} is no BLAS that can be loaded: set it to {names}, the path of one, or none"
+        )
+    return Blas(None, f"MLX's own, the slow reference BLAS: {_ADVICE}")
+
+
+def _candidates(wanted: str) -> Iterator[str]:
+    if wanted and wanted not in LIBRARIES:
+        yield wanted
+        return
+    for name in [wanted] if wanted else LIBRARIES:
+        for file in LIBRARIES[name]:
+            own = os.path.join(sys.prefix, "lib", file)
+            if os.path.exists(own):
+                yield own
+            yield file
+
+
+def _offer(path: str) -> str | None:
+    """Load a library for the whole process and return its name, or None if it is no BLAS of 32-bit integers."""
+    try:
+        library = ctypes.CDLL(path)
+        if not hasattr(library, "cblas_sgemm"):
+            return None
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None
+    if hasattr(library, "openblas_get_config"):
+        library.openblas_get_config.restype = ctypes.c_char_p
+        return " ".join(library.openblas_get_config().decode().split()[:2])
+    return "MKL" if "mkl" in os.path.basename(path) else "BLIS" if "blis" in os.path.basename(path) else "a BLAS"
