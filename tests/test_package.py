@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import mlx_convnextv2
 
-MODULES = sorted((ROOT / "mlx_convnextv2").glob("*.py"))
+MODULES = sorted((ROOT / "mlx_convnextv2").rglob("*.py"))
 HEAVY = ("mlx", "numpy", "PIL", "huggingface_hub", "safetensors", "torch", "transformers")
 
 
@@ -26,7 +26,7 @@ def test_importing_the_package_imports_nothing_heavy():
     assert imported_by("import mlx_convnextv2") == []
 
 
-@pytest.mark.parametrize("command", ["classify", "convert"])
+@pytest.mark.parametrize("command", ["classify", "convert", "benchmark"])
 def test_help_imports_nothing_heavy(command):
     code = f"import contextlib, mlx_convnextv2.{command} as c\nwith contextlib.suppress(SystemExit): c.main(['--help'])"
     assert imported_by(code) == []
@@ -53,7 +53,9 @@ def test_every_public_name_is_there():
 def test_console_scripts_are_the_commands():
     pyproject = (ROOT / "pyproject.toml").read_text()
     scripts = re.findall(r'^"(mlx_convnextv2\.\w+)" = "([\w.]+):(\w+)"$', pyproject, re.MULTILINE)
-    assert {name for name, _, _ in scripts} == {"mlx_convnextv2.classify", "mlx_convnextv2.convert"}
+    assert {name for name, _, _ in scripts} == {
+        f"mlx_convnextv2.{name}" for name in ("classify", "convert", "benchmark")
+    }
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
 

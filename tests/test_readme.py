@@ -17,6 +17,7 @@ from PIL import Image
 from source_keys import original_key, timm_key
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
+from mlx_convnextv2.benchmark import build_parser
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
@@ -24,7 +25,9 @@ COMMANDS = [line for language, block in BLOCKS if language == "bash" for line in
 # These set up an environment of their own, or run this very suite.
 SETUP = [command for command in COMMANDS if "venv" in command]
 PYTEST = [command for command in COMMANDS if "-m pytest" in command and command not in SETUP]
-EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST]
+# These run for minutes, with the peers that are installed; tests/test_benchmark.py runs the like on a small model.
+BENCHMARKS = [command for command in COMMANDS if "mlx_convnextv2.benchmark" in command]
+EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST + BENCHMARKS]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,14 @@ def test_the_commands_run_in_order_word_for_word(world):
         result = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert (folder / "labels.csv").read_text().startswith("image,rank,label,index,score,error\n")
+
+
+def test_the_benchmarks_are_commands_that_exist():
+    assert BENCHMARKS
+    for command in BENCHMARKS:
+        program, _, arguments = command.partition("mlx_convnextv2.benchmark")
+        assert program == "python -m "
+        build_parser().parse_args(arguments.split())
 
 
 def test_the_python_runs(world):

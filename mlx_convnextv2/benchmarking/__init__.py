@@ -1,0 +1,1 @@
+"""What `python -m mlx_convnextv2.benchmark` is made of."""

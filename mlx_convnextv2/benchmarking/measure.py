@@ -1,0 +1,165 @@
+"""How it is measured: contenders in processes of their own, timed in alternation, their answers compared."""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from .exports import last_line
+from .peers import OURS
+
+# The largest difference of the logits that is allowed, as a part of our largest magnitude; half types: 40 roundings.
+TOLERANCES = {"float32": 1e-4, "float16": 40 * 2.0**-11, "bfloat16": 40 * 2.0**-8}
+
+
+class PeerError(ValueError):
+    """A contender that cannot run; the message names it and says why."""
+
+
+class Worker:
+    """A contender in a process of its own, which is stopped, threads and all, while it is not its turn.
+
+    Without that the threads of PyTorch and ONNX Runtime, which spin for a while after their work, take the cores from
+    the next contender.
+    """
+
+    def __init__(self, name: str, folder: Path, images: Path, dtype: str):
+        self.name = name
+        self._log = images.parent / f"{name}-{dtype}.log"
+        command = [sys.executable, "-m", "mlx_convnextv2.benchmarking.worker", name, str(folder), str(images), dtype]
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            )
+        self._input: IO[str] = self._process.stdin  # type: ignore[assignment]
+        self._output: IO[str] = self._process.stdout  # type: ignore[assignment]
+        try:
+            self.facts = self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, batch: int, side: int | None = None, logits: bool = False) -> dict[str, Any]:
+        """Time a pass over `batch` images, cut to `side` pixels.
+
+        Raises:
+            PeerError: the contender failed.
+        """
+        self._process.send_signal(signal.SIGCONT)
+        with suppress(BrokenPipeError):  # how it ended is found by reading
+            print(json.dumps({"batch": batch, "side": side, "logits": logits}), file=self._input, flush=True)
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        line = self._output.readline()
+        if not line:
+            raise PeerError(f"{self.name} {self._how_it_ended()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise PeerError(f"{self.name} failed: {answer['error']}")
+        self._process.send_signal(signal.SIGSTOP)
+        return answer
+
+    def _how_it_ended(self) -> str:
+        status = self._process.wait()
+        if status == -signal.SIGKILL:
+            return "was killed, most likely because memory ran out"
+        said = last_line(self._log.read_text(errors="replace"))
+        return f"ended unexpectedly, with status {status}{': ' if said else ''}{said}"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+        with suppress(BrokenPipeError):  # what it was asked last, it never read
+            self._input.close()
+
+
+@contextmanager
+def contenders(
+    names: Sequence[str], folder: Path, images: Path, dtype: str, failed: Callable[[str], None]
+) -> Iterator[list[Worker]]:
+    """The workers of those that load, ours first; the others are handed to `failed`, each as a sentence.
+
+    Raises:
+        PeerError: this package itself fails.
+    """
+    workers: list[Worker] = []
+    try:
+        for name in names:
+            try:
+                workers.append(Worker(name, folder, images, dtype))
+            except PeerError as error:
+                if name == OURS:
+                    raise
+                failed(str(error))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def alternate(
+    workers: list[Worker], batch: int, side: int | None, rounds: int, failed: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Warm each worker up, then time A B C A B C ... `rounds` times, and compare the answers with the first's.
+
+    A ratio is our time by theirs in the same round, so that a machine that slows down in between changes it little.
+    A worker that fails leaves `workers` and is handed to `failed` as a sentence.
+
+    Raises:
+        PeerError: the first worker fails.
+    """
+    answers: dict[Worker, list[dict[str, Any]]] = {worker: [] for worker in workers}
+    for i in range(rounds + 1):
+        for worker in list(answers):
+            try:
+                answers[worker].append(worker.ask(batch, side, logits=i == 0))
+            except PeerError as error:
+                if worker is workers[0]:
+                    raise
+                failed(str(error))
+                worker.close()
+                workers.remove(worker)
+                del answers[worker]
+    ours = np.array(answers[workers[0]][0]["logits"], np.float32)
+    our_seconds = [answer["seconds"] for answer in answers[workers[0]][1:]]
+    results = []
+    for worker in workers:
+        logits = np.array(answers[worker][0]["logits"], np.float32)
+        seconds = [answer["seconds"] for answer in answers[worker][1:]]
+        results.append(
+            {
+                "contender": worker.name,
+                "batch": batch,
+                "side": side,
+                "seconds": spread(seconds),
+                "images_per_s": batch / statistics.median(seconds),
+                "ratio": spread([mine / theirs for mine, theirs in zip(our_seconds, seconds, strict=True)]),
+                "peak_bytes": answers[worker][-1]["peak_bytes"],
+                "gpu_peak_bytes": answers[worker][-1]["gpu_peak_bytes"],
+                "difference": float(np.abs(logits - ours).max() / np.abs(ours).max()),
+                "top1_agreement": float((logits.argmax(-1) == ours.argmax(-1)).mean()),
+            }
+        )
+    return results
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The median, least and greatest."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def agrees(result: dict[str, Any], dtype: str) -> bool:
+    """Whether a contender answered as we did; top-1 must be equal in float32, where no rounding decides it."""
+    close: bool = result["difference"] <= TOLERANCES[dtype]  # False for NaN
+    return close and (dtype != "float32" or result["top1_agreement"] == 1.0)

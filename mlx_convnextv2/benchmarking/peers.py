@@ -1,0 +1,44 @@
+"""Who can be measured, and what each needs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterable
+
+OURS = "mlx_convnextv2"
+# Each peer and the packages that it needs. ONNX Runtime's and Core ML's files are exported by PyTorch.
+PEERS = {
+    "transformers": ("torch", "transformers"),
+    "transformers-mps": ("torch", "transformers"),
+    "torch-compile": ("torch", "transformers"),
+    "timm": ("torch", "timm", "safetensors"),
+    "onnxruntime": ("torch", "transformers", "onnx", "onnxruntime"),
+    "coreml": ("torch", "transformers", "coremltools"),
+}
+COLD_PEERS = ("transformers", "onnxruntime")  # which --cold-start has scripts for
+_MACOS_ONLY = ("transformers-mps", "coreml")
+_NO_BFLOAT16 = ("onnxruntime", "coreml")  # numpy, in which they take their images, does not have it
+
+
+def expand(against: Iterable[str]) -> list[str]:
+    """The peers asked for, each once; on macOS PyTorch comes on the CPU and on MPS, and Core ML where it is there."""
+    names: list[str] = []
+    for peer in against:
+        names.append(peer)
+        if sys.platform == "darwin" and peer == "transformers":
+            names.append("transformers-mps")
+            if importlib.util.find_spec("coremltools"):
+                names.append("coreml")
+    return list(dict.fromkeys(names))
+
+
+def why_not(peer: str, dtype: str) -> str | None:
+    """Why `peer` cannot take part here, or None; nothing is imported to find out."""
+    if peer in _MACOS_ONLY and sys.platform != "darwin":
+        return "it runs on macOS alone"
+    if missing := [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]:
+        return f"pip install {' '.join(missing)}"
+    if peer in _NO_BFLOAT16 and dtype == "bfloat16":
+        return "it cannot be given bfloat16 images"
+    return None
