@@ -20,6 +20,7 @@ _EXAMPLES = """\
   python -m mlx_convnextv2.benchmark --size atto --batch-size 1,8 --dtype float32,float16
   python -m mlx_convnextv2.benchmark --size tiny --cold-start --plot cold.png
   python -m mlx_convnextv2.benchmark --size tiny --scale --plot growth.png
+  python -m mlx_convnextv2.benchmark --size tiny --self-check
 """
 
 
@@ -63,6 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="time against batch, image side, and model size up to --size (default: tiny)",
     )
+    mode.add_argument(
+        "--self-check", action="store_true", help="compare every kernel with plain MLX on this GPU, with a verdict each"
+    )
+    mode.add_argument("--ops", action="store_true", help="time each operation: plain, compiled by MLX, and our kernels")
     parser.add_argument(
         "--batch-size", type=_batch_sizes, metavar="N,...", help="images at once (default: 1; 1,2,4,8 for --scale)"
     )
@@ -86,6 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--scale goes through random weights of several sizes: give --size rather than --model")
     if (args.scale or args.cold_start) and args.image_size:
         parser.error("--image-size is for neither --scale, which has its own, nor --cold-start, which has the model's")
+    if (args.self_check or args.ops) and (args.against or args.plot):
+        parser.error("--self-check and --ops look at our kernels alone: leave --against and --plot out")
+    if args.self_check and (args.dtype or args.batch_size):
+        parser.error("--self-check goes through all dtypes, one image each: leave --dtype and --batch-size out")
     if args.scale and len(args.dtype or [""]) > 1:
         parser.error("--scale takes one dtype")
     if args.cold_start:
@@ -159,6 +168,10 @@ def _complete(args: argparse.Namespace) -> Callable[..., None]:
         from .benchmarking.cold_start import cold_start
 
         return cold_start
+    if args.self_check or args.ops:
+        from .benchmarking import operations
+
+        return operations.self_check if args.self_check else operations.time_operations
     from .benchmarking.compare import compare
 
     return compare

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from . import cli
 
 if TYPE_CHECKING:
-    from .pipeline import ImageClassifier, Result
+    from .pipeline import Result
 
 DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"
 DEMO = Path(__file__).parent / "demo"
@@ -80,7 +80,10 @@ def classify(args: argparse.Namespace) -> int:
     images = find_inputs(args.images or [_shortest(DEMO / "images")])
     classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
     if args.verbose:
-        cli.say(f"classify: {_machine(classifier)}; loaded in {time.perf_counter() - start:.2f} s")
+        from .inference import describe
+
+        seconds = time.perf_counter() - start
+        cli.say(f"classify: {describe(classifier.model, classifier.predict)}; loaded in {seconds:.2f} s")
 
     start = time.perf_counter()
     write = _WRITERS[args.format]()
@@ -120,27 +123,6 @@ def find_inputs(arguments: Sequence[str]) -> list[Any]:
             found = find_images(argument) if os.path.isdir(argument) else []
             images += map(str, found) if found else [argument]
     return images
-
-
-def _machine(classifier: ImageClassifier) -> str:
-    """What computes: MLX's version and device, the path of the blocks, and the BLAS on a CPU."""
-    import mlx.core as mx
-
-    from . import blas
-    from .ops import choose
-    from .ops.cpu import NumpyClassifier
-    from .ops.threads import blas_name
-
-    device = mx.default_device().type
-    weight = classifier.model.convnextv2.embeddings.patch_embeddings.weight
-    if isinstance(classifier.predict, NumpyClassifier):
-        products = f"in numpy on {classifier.predict.workers} cores, its BLAS {blas_name()}"
-    elif device == mx.cpu:
-        products = f"by MLX's operations, its BLAS {blas.load()}"
-    else:
-        products = "by our kernels" if choose(weight.dtype, len(weight)) == "kernel" else "by MLX's operations"
-    version = mx.__version__  # type: ignore[attr-defined]
-    return f"MLX {version} on the {device.name.upper()}, blocks {products}"
 
 
 def _shortest(path: Path) -> str:

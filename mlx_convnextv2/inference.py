@@ -64,6 +64,24 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
     return predict if mx.default_device() == mx.Device(mx.cpu) else mx.compile(predict)
 
 
+def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.array], mx.array]) -> str:
+    """What computes a fused model: MLX's version and device, the path of the blocks, and the BLAS on a CPU."""
+    from . import blas
+    from .ops.cpu import NumpyClassifier
+    from .ops.threads import blas_name
+
+    device = mx.default_device().type
+    weight = model.convnextv2.embeddings.patch_embeddings.weight
+    if isinstance(predict, NumpyClassifier):
+        how = f"in numpy on {predict.workers} cores, its BLAS {blas_name()}"
+    elif device == mx.cpu:
+        how = f"by MLX's operations, its BLAS {blas.load()}"
+    else:
+        how = "by our kernels" if ops.choose(weight.dtype, len(weight)) == "kernel" else "by MLX's operations"
+    version = mx.__version__  # type: ignore[attr-defined]
+    return f"MLX {version} on the {device.name.upper()}, blocks {how}"
+
+
 def _inference_block(layer: ConvNextV2Layer, path: str | None) -> Callable[[mx.array], mx.array]:
     """The block as a function, (N, H, W, C) -> (N, H, W, C)."""
     bias = layer.dwconv.bias

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from unittest import mock
 
 import mlx.core as mx
 import proof
 import pytest
 
-from mlx_convnextv2 import ConvNextV2ForImageClassification, load
+from mlx_convnextv2 import ConvNextV2ForImageClassification, benchmark, load
 from mlx_convnextv2.classify import DEMO
 from mlx_convnextv2.ops import gpu, self_check
 
@@ -47,6 +48,44 @@ def test_a_result_that_is_no_number_is_wrong(demo) -> None:
     assert "1 of 1 WRONG" in self_check.check_report([check])
 
 
+class TestCommand:
+    @pytest.fixture(autouse=True)
+    def _as_if_on_a_gpu(self, monkeypatch) -> None:
+        proof.require_compiler()
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
+        monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "the proof"})
+
+    def test_right_kernels(self, capsys, tmp_path) -> None:
+        with proof.executed():
+            status = benchmark.main(["--model", str(DEMO), "--self-check", "--json", str(tmp_path / "checks.json")])
+        assert status == 0
+        assert "Kernels on the proof" in capsys.readouterr().out
+        assert all(check["passed"] for check in json.loads((tmp_path / "checks.json").read_text())["results"])
+
+    def test_a_wrong_kernel(self, capsys, monkeypatch) -> None:
+        scaled = gpu.gelu_scaled
+        monkeypatch.setattr(gpu, "gelu_scaled", lambda *inputs: scaled(*inputs) * 1.02)
+        with proof.executed():
+            assert benchmark.main(["--model", str(DEMO), "--self-check"]) == 1
+        output = capsys.readouterr()
+        assert "WRONG" in output.out
+        assert "gelu_scaled is wrong on this device: set MLX_CONVNEXTV2_OPS=plain" in output.err
+
+
+@pytest.mark.skipif(mx.metal.is_available() or mx.cuda.is_available(), reason="MLX has a GPU here")
+def test_without_a_gpu_the_command_says_so(run) -> None:
+    result = run("benchmark", "--model", DEMO, "--self-check")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "MLX has none here" in result.stderr
+
+
+@pytest.mark.parametrize("wrong", [["--against", "plain"], ["--plot", "x.png"], ["--dtype", "float16"]])
+def test_what_does_not_go_together(wrong: list[str], run) -> None:
+    result = run("benchmark", "--model", DEMO, "--self-check", *wrong)
+    assert result.returncode == 2
+    assert wrong[0] in result.stderr.splitlines()[-1]
+
+
 @pytest.mark.slow  # mx.compile runs a C++ compiler on a CPU
 def test_operations_are_timed_for_every_stage(demo) -> None:
     timings = list(self_check.time_operations(demo, 32, batch=2, dtype="float32", runs=2))
@@ -56,3 +95,10 @@ def test_operations_are_timed_for_every_stage(demo) -> None:
     assert all(min(timing.plain, timing.compiled) > 0 for timing in timings)
     table = self_check.timing_report(timings).splitlines()
     assert len(table) == 1 + len(timings)
+
+
+@pytest.mark.slow
+def test_the_command_times_operations(run) -> None:
+    result = run("benchmark", "--model", DEMO, "--ops", "--runs", "1", "--batch-size", "1,2")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("block") == 2 * 3

@@ -27,7 +27,7 @@ def compare(args: argparse.Namespace, report: dict[str, Any], temporary: Path, f
                 facts = {"contender": worker.name, "dtype": dtype, **worker.facts}
                 report["contenders"].append(facts)
                 packages = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-                print(f"{worker.name} in {dtype} on {facts['device']}: loaded in {facts['load_s']:.2f} s ({packages})")
+                print(f"{worker.name} in {dtype}: {facts['device']}; loaded in {facts['load_s']:.2f} s ({packages})")
             for batch in args.batch_size:
                 for result in alternate(workers, batch, None, args.runs, failed):
                     result |= {"dtype": dtype, "agrees": agrees(result, dtype)}

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 OURS = "mlx_convnextv2"
 # Each peer and the packages that it needs. ONNX Runtime's and Core ML's files are exported by PyTorch.
-PEERS = {
+PEERS: dict[str, tuple[str, ...]] = {
+    "plain": (),  # our model by MLX's own operations
     "transformers": ("torch", "transformers"),
     "transformers-mps": ("torch", "transformers"),
     "torch-compile": ("torch", "transformers"),

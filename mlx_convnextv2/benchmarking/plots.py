@@ -11,9 +11,9 @@ from .peers import OURS, PEERS
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # Ours stands out; the peers keep their colours from one picture to the next (Okabe and Ito's, for all eyes).
-_COLOURS = dict(
-    zip([OURS, *PEERS], ["#D55E00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999"], strict=True)
-)
+# of Okabe and Ito, which the colour-blind can tell apart
+_HUES = ("#D55E00", "#000000", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999")
+_COLOURS = dict(zip([OURS, *PEERS], _HUES, strict=True))
 _AXES = {"batch": "batch size", "pixels": "pixels of the image", "size": "parameters of the model"}
 
 

@@ -42,20 +42,20 @@ class Contender:
     gpu_peak_bytes: Callable[[], int | None] = lambda: None
 
 
-def _ours(folder: Path, dtype: str) -> Contender:
+def _ours(folder: Path, dtype: str, path: str = "auto") -> Contender:
     from .. import blas
 
-    chosen = blas.load()  # before the first import of MLX, as the package does for its users
+    blas.load()  # before the first import of MLX, as the package does for its users
     import mlx.core as mx
     import numpy as np
 
     from ..hub import load
-    from ..inference import fuse
+    from ..inference import describe, fuse
 
     start = time.perf_counter()
     model: Any = load(folder, dtype=dtype)[0]
     mx.eval(model.parameters())
-    predict = fuse(model)
+    predict = fuse(model, path)
     load_s = time.perf_counter() - start
 
     def prepare(images: Any) -> Predict:
@@ -69,9 +69,13 @@ def _ours(folder: Path, dtype: str) -> Contender:
 
         return run
 
-    if mx.default_device() == mx.Device(mx.gpu):
-        return Contender(prepare, load_s, "gpu", ("mlx",), mx.get_peak_memory)
-    return Contender(prepare, load_s, f"cpu, BLAS for MLX: {chosen}", ("mlx",))
+    on_gpu = mx.default_device() == mx.Device(mx.gpu)
+    peak = mx.get_peak_memory if on_gpu else lambda: None
+    return Contender(prepare, load_s, describe(model, predict), ("mlx", "numpy"), peak)
+
+
+def _plain(folder: Path, dtype: str) -> Contender:
+    return _ours(folder, dtype, path="plain")
 
 
 def _torch(
@@ -181,6 +185,7 @@ def _coreml(folder: Path, dtype: str) -> Contender:
 
 _LOADERS: dict[str, Callable[[Path, str], Contender]] = {
     OURS: _ours,
+    "plain": _plain,
     "transformers": _transformers,
     "transformers-mps": _transformers_mps,
     "torch-compile": _torch_compile,
