@@ -95,6 +95,37 @@ def make_checkpoint(folder: Path, size: str) -> None:
     subprocess.run([sys.executable, "-c", code, size, str(folder)], check=True)
 
 
+def throughput(size: str, images: int, runs: int) -> tuple[dict[str, list[float]], list[float], int]:
+    """Images a second by contender, our rate to transformers' by round, and transformers' best batch size."""
+    with tempfile.TemporaryDirectory() as temporary:
+        checkpoint, photos = Path(temporary) / "checkpoint", Path(temporary) / "photos"
+        make_checkpoint(checkpoint, size)
+        photos.mkdir()
+        for i in range(images):
+            make_photo(photos / f"{i:05}.jpg", 500, 400, i)
+        best = max(BATCH_SIZES, key=lambda size: run("transformers", checkpoint, photos, size))
+        rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+        for _ in range(runs):
+            rates["ours"].append(run("ours", checkpoint, photos, 8))
+            rates["transformers"].append(run("transformers", checkpoint, photos, best))
+    ratios = [own / theirs for own, theirs in zip(rates["ours"], rates["transformers"], strict=True)]
+    return rates, ratios, best
+
+
+def memory(*counts: int) -> list[float]:
+    """The peak of `classify` in MB on folders of so many images."""
+    peaks = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for count in counts:
+            folder = Path(temporary) / str(count)
+            folder.mkdir()
+            make_photo(folder / "0.jpg", 500, 400, 0)
+            for i in range(1, count):
+                os.link(folder / "0.jpg", folder / f"{i}.jpg")
+            peaks.append(peak_memory(folder))
+    return peaks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="atto", help="a published size (default: atto)")
@@ -106,34 +137,14 @@ def main() -> None:
     if args.worker:
         return worker(*args.worker)
 
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        make_checkpoint(work / "checkpoint", args.size)
-        (work / "photos").mkdir()
-        for i in range(args.images):
-            make_photo(work / "photos" / f"{i:05}.jpg", 500, 400, i)
-        best = max(BATCH_SIZES, key=lambda size: run("transformers", work / "checkpoint", work / "photos", size))
-        ratios, rates = [], {name: [] for name in CONTENDERS}
-        for _ in range(args.runs):
-            for name, batch_size in (("ours", 8), ("transformers", best)):
-                rates[name].append(run(name, work / "checkpoint", work / "photos", batch_size))
-            ratios.append(rates["ours"][-1] / rates["transformers"][-1])
-        print(f"{args.size}, {args.images} photos of 500 x 400, images a second:")
-        for name, own in rates.items():
-            print(f"  {name:13} {statistics.median(own):7.1f} (from {min(own):.1f} to {max(own):.1f})")
-        print(f"  ours to transformers' best, batch {best}: {statistics.median(ratios):.2f} times", end="")
-        print(f" (from {min(ratios):.2f} to {max(ratios):.2f})")
-
-        peaks = {}
-        for count in (100, args.many):
-            folder = work / str(count)
-            folder.mkdir()
-            make_photo(folder / "0.jpg", 500, 400, 0)
-            for i in range(1, count):
-                os.link(folder / "0.jpg", folder / f"{i}.jpg")
-            peaks[count] = peak_memory(folder)
-        few, many = peaks.values()
-        print(f"peak memory of classify: {few:.0f} MB for 100 images, {many:.0f} MB for {args.many}")
+    rates, ratios, best = throughput(args.size, args.images, args.runs)
+    print(f"{args.size}, {args.images} photos of 500 x 400, images a second:")
+    for name, own in rates.items():
+        print(f"  {name:13} {statistics.median(own):7.1f} (from {min(own):.1f} to {max(own):.1f})")
+    print(f"  ours to transformers' best, batch {best}: {statistics.median(ratios):.2f} times", end="")
+    print(f" (from {min(ratios):.2f} to {max(ratios):.2f})")
+    few, many = memory(100, args.many)
+    print(f"peak memory of classify: {few:.0f} MB for 100 images, {many:.0f} MB for {args.many}")
 
 
 if __name__ == "__main__":

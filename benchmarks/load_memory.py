@@ -35,24 +35,29 @@ def peak(code: str, *arguments: str) -> float:
     return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", default="base", help="a published size (default: base)")
-    parser.add_argument("--dtype", default="", help="cast to this at loading (default: float32, as stored)")
-    args = parser.parse_args()
+def measure(size: str, dtype: str = "") -> tuple[float, float, dict[str, float]]:
+    """In MB: the weights in float32, the peak of the imports alone, and what each step takes above that."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
         make = (
             "from mlx_convnextv2 import *; save(ConvNextV2ForImageClassification(ConvNextV2Config.from_size("
             "sys.argv[1])), sys.argv[2], ConvNextImageProcessor(size=224), format='huggingface')"
         )
-        peak(make, args.size, str(folder))
+        peak(make, size, str(folder))
         weights = (folder / "model.safetensors").stat().st_size / 1e6
         bare = peak("")
-        print(f"{args.size}, weights of {weights:.0f} MB in float32; imports alone take {bare:.0f} MB")
-        for name, code in STEPS.items():
-            taken = peak(code, str(folder), args.dtype) - bare
-            print(f"  {name:24} {taken:6.0f} MB more, {taken / weights:.2f} of the weights")
+        return weights, bare, {name: peak(code, str(folder), dtype) - bare for name, code in STEPS.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="base", help="a published size (default: base)")
+    parser.add_argument("--dtype", default="", help="cast to this at loading (default: float32, as stored)")
+    args = parser.parse_args()
+    weights, bare, steps = measure(args.size, args.dtype)
+    print(f"{args.size}, weights of {weights:.0f} MB in float32; imports alone take {bare:.0f} MB")
+    for name, taken in steps.items():
+        print(f"  {name:24} {taken:6.0f} MB more, {taken / weights:.2f} of the weights")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import re
 
+from mlx_convnextv2.benchmarking.exports import TIMM_NAMES
+
 _ORIGINAL = (
     (r"^(convnextv2\.)?(encoder\.)?", ""),
     (r"^embeddings\.patch_embeddings", "downsample_layers.0.0"),
@@ -13,19 +15,6 @@ _ORIGINAL = (
     (r"grn\.weight", "grn.gamma"),
     (r"grn\.bias", "grn.beta"),
 )
-_TIMM = (
-    (r"^(convnextv2\.)?(encoder\.)?", ""),
-    (r"^embeddings\.patch_embeddings", "stem.0"),
-    (r"^embeddings\.layernorm", "stem.1"),
-    (r"^layernorm", "head.norm"),
-    (r"^classifier", "head.fc"),
-    (r"downsampling_layer", "downsample"),
-    (r"\.layers\.(\d+)", r".blocks.\1"),
-    (r"dwconv", "conv_dw"),
-    (r"layernorm", "norm"),
-    (r"pwconv([12])", r"mlp.fc\1"),
-    (r"grn", "mlp.grn"),
-)
 
 
 def original_key(name: str) -> str:
@@ -33,7 +22,7 @@ def original_key(name: str) -> str:
 
 
 def timm_key(name: str) -> str:
-    return _rename(name, _TIMM)
+    return _rename(name, TIMM_NAMES)
 
 
 def _rename(name, renames):

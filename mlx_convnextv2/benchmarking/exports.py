@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-_TIMM_NAMES = (
+# From transformers' names, written out apart from the converter's own map, which leads the other way.
+TIMM_NAMES = (
     (r"^(convnextv2\.)?(encoder\.)?", ""),
     (r"^embeddings\.patch_embeddings", "stem.0"),
     (r"^embeddings\.layernorm", "stem.1"),
@@ -64,7 +65,7 @@ def timm_model(folder: Path, dtype: str) -> Any:
     weights: dict[str, Any] = {}
     for file in sorted(folder.glob("*.safetensors")):
         for name, tensor in load_file(file).items():
-            for pattern, replacement in _TIMM_NAMES:
+            for pattern, replacement in TIMM_NAMES:
                 name = re.sub(pattern, replacement, name)
             weights[name] = tensor.flatten() if ".grn." in name else tensor
     config = json.loads((folder / "config.json").read_text())

@@ -14,7 +14,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 # of Okabe and Ito, which the colour-blind can tell apart
 _HUES = ("#D55E00", "#000000", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999")
 _COLOURS = dict(zip([OURS, *PEERS], _HUES, strict=True))
-_AXES = {"batch": "batch size", "pixels": "pixels of the image", "size": "parameters of the model"}
+_AXES = {"batch": "batch size", "pixels": "pixels of the image", "size": "million parameters of the model"}
 
 
 def check(file: Path) -> None:
@@ -97,6 +97,9 @@ def _scale(plt: Any, report: dict[str, Any]) -> Any:
         ticks = sorted({p["amount"] for p in results if p["axis"] == name})
         axis.set_xticks(ticks, [_tick(name, tick) for tick in ticks])
         axis.minorticks_off()
+        axis.set_yticks([digit * 10**power for power in range(-2, 6) for digit in (1, 2, 5)])
+        times = [1000 * r["seconds"]["median"] for r in results if r["axis"] == name]
+        axis.set_ylim(min(times) / 1.3, max(times) * 1.6)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
     figure.suptitle(f"How time grows: {report['model']}, {report['system']} {report['machine']}")
@@ -141,4 +144,4 @@ def _times(result: dict[str, Any]) -> str:
 def _tick(axis: str, amount: int) -> str:
     if axis == "pixels":
         return f"{round(amount**0.5)}²"
-    return f"{amount / 1e6:.1f} M" if axis == "size" else str(amount)
+    return f"{amount / 1e6:.3g}" if axis == "size" else str(amount)
