@@ -1,11 +1,4 @@
-"""The inference-time form of a model: the same numbers with the weights folded, and as few passes as the device needs.
-
-Of a block, x + pwconv2(GRN(GELU(pwconv1(LayerNorm(dwconv(x)))))), three things are known before any image:
-
-- GRN's bias passes through pwconv2, so that it joins pwconv2's: bias + weight @ grn.bias;
-- that sum and the residual are added by the product itself, which needs x + bias at hand;
-- what remains of GRN is a factor for each channel of pwconv2's input, as right on the weight as on the input.
-"""
+"""The inference-time form of a model: the same numbers, by the fastest path of the device."""
 
 from __future__ import annotations
 
@@ -18,6 +11,7 @@ import mlx.nn as nn
 from . import ops
 from .model import ConvNextV2ForImageClassification, ConvNextV2Layer, gelu
 from .ops import gpu
+from .ops.folds import bias_behind, scale_weight
 
 
 def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Callable[[mx.array], mx.array]:
@@ -115,12 +109,12 @@ class FoldedBlock:
 
     @classmethod
     def of(cls, layer: ConvNextV2Layer) -> FoldedBlock:
-        beta = layer.grn.bias.reshape(1, -1)  # (1, 1, 1, 4C) -> (1, 4C)
+        beta = layer.grn.bias.reshape(-1)  # (1, 1, 1, 4C) -> (4C,)
         if isinstance(layer.pwconv2, nn.Linear):
             weight, bias = layer.pwconv2.weight.astype(mx.float32), layer.pwconv2.bias.astype(mx.float32)
-            residual_bias = beta.astype(mx.float32) @ weight.T + bias  # (1, 4C) -> (1, C)
+            residual_bias = bias_behind(weight, bias, beta.astype(mx.float32))
         else:
-            residual_bias = (layer.pwconv2(beta) - layer.pwconv2.bias).astype(mx.float32)
+            residual_bias = (layer.pwconv2(beta[None])[0] - layer.pwconv2.bias).astype(mx.float32)
         taps = mx.contiguous(gpu.tap_major(layer.dwconv.weight))  # (C, 7, 7, 1) -> (7, 7, C)
         mx.eval(taps, residual_bias)  # constants, so that no graph computes them again
         return cls(
@@ -132,7 +126,7 @@ class FoldedBlock:
             layer.pwconv1,
             layer.grn.weight.reshape(-1),  # (1, 1, 1, 4C) -> (4C,)
             layer.pwconv2,
-            residual_bias.reshape(-1),
+            residual_bias,
         )
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
@@ -159,12 +153,3 @@ class FoldedBlock:
         if not foldable:
             return residual + self.pwconv2(activations)
         return mx.addmm(residual, activations, weight.swapaxes(-1, -2))
-
-
-def scale_weight(batch: int, pixels: int, channels: int) -> bool:
-    """Whether GRN's factors cost fewer bytes on pwconv2's weight than on its input.
-
-    The weight (C, 4C) is read once and written for each image; scaling the input (pixels, 4C) where GELU is computed
-    reads it once more than GELU alone.
-    """
-    return (1 + batch) * channels < batch * pixels

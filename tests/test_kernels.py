@@ -26,8 +26,10 @@ from mlx_convnextv2 import (
 )
 from mlx_convnextv2.classify import DEMO
 from mlx_convnextv2.config import SIZES
-from mlx_convnextv2.inference import scale_weight
+from mlx_convnextv2.inference import FoldedBlock
+from mlx_convnextv2.model import ConvNextV2Layer
 from mlx_convnextv2.ops import gpu, plain
+from mlx_convnextv2.ops.folds import bias_behind, scale_weight
 from mlx_convnextv2.quantization import quantize
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -234,6 +236,29 @@ def model() -> ConvNextV2ForImageClassification:
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7))
     randomize(model)
     return model.eval()
+
+
+class TestFolds:
+    def test_a_constant_before_a_linear_layer_is_one_behind_it(self) -> None:
+        weight, bias, constant, x = random(5, 7), random(5), random(7), random(3, 7)
+        expected = (x + constant) @ weight.T + bias
+        assert mx.allclose(x @ weight.T + bias_behind(weight, bias, constant), expected, atol=1e-5)
+        in_numpy = bias_behind(np.array(weight), np.array(bias), np.array(constant))
+        np.testing.assert_allclose(in_numpy, np.array(bias_behind(weight, bias, constant)), rtol=1e-5)
+
+    @pytest.mark.parametrize("pixels", [(3, 4), (12, 50)], ids=["on-the-input", "on-the-weight"])
+    @pytest.mark.parametrize(
+        "size", [pytest.param(size, marks=pytest.mark.slow) if size in ("large", "huge") else size for size in SIZES]
+    )
+    def test_a_folded_block_is_the_block(self, size: str, pixels: tuple[int, int], device: Callable) -> None:
+        """A block of the first stage of every size, and GRN's factors on either side of pwconv2."""
+        channels = ConvNextV2Config.from_size(size).hidden_sizes[0]
+        layer = ConvNextV2Layer(ConvNextV2Config(), channels)
+        randomize(layer)
+        x = random(1, *pixels, channels)
+        expected = x + layer.branch(x, "plain")
+        with device():
+            assert_close(FoldedBlock.of(layer)(x), expected, mx.float32)
 
 
 class TestModels:

@@ -35,6 +35,7 @@ from ..model import (
 )
 from ..prefetch import available_cpus
 from .activations import activate
+from .folds import bias_behind
 from .plain import FLOAT32_TINY
 from .threads import MAX_WORKERS, find_blas, for_each, scratch
 
@@ -145,10 +146,11 @@ class Block:
         self.norm_weight = as_numpy(layer.layernorm.weight)
         self.eps = layer.layernorm.eps
         self.expand = as_numpy(layer.pwconv1.weight)  # (4C, C)
-        self.expand_bias = as_numpy(layer.pwconv1.bias) + self.expand @ as_numpy(layer.layernorm.bias)
+        self.expand_bias = bias_behind(self.expand, as_numpy(layer.pwconv1.bias), as_numpy(layer.layernorm.bias))
         self.grn_weight = as_numpy(layer.grn.weight).reshape(-1)
         self.project = as_numpy(layer.pwconv2.weight)  # (C, 4C)
-        self.project_bias = as_numpy(layer.pwconv2.bias) + self.project @ as_numpy(layer.grn.bias).reshape(-1)
+        grn_bias = as_numpy(layer.grn.bias).reshape(-1)
+        self.project_bias = bias_behind(self.project, as_numpy(layer.pwconv2.bias), grn_bias)
 
     def expand_rows(self, padded: np.ndarray, hidden: np.ndarray, rows: Rows) -> np.ndarray:
         """From the depthwise convolution to the activation, for some rows.
