@@ -19,7 +19,7 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
 
     It has the weights that the model has now: change them, and call `fuse` again. On a GPU the graph is compiled, once
     for each shape of pixel_values. On a CPU it is not, because `mx.compile` would run a C++ compiler for seconds and
-    the result is no faster; under Linux the model is computed in numpy there, unless it is quantized.
+    the result is no faster; under Linux the model is computed in numpy there.
 
     Args:
         model: what to run.
@@ -27,7 +27,7 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
 
     Raises:
         TypeError: the model is not a ConvNextV2ForImageClassification.
-        ValueError: a path that does not exist, or "numpy" for a quantized model.
+        ValueError: a path that does not exist, or "numpy" for a model with layers of another class.
     """
     if not isinstance(model, ConvNextV2ForImageClassification):
         raise TypeError(f"fuse takes a ConvNextV2ForImageClassification, not a {type(model).__name__}")
@@ -39,7 +39,7 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
         if cpu.supports(model):
             return cpu.NumpyClassifier(model)
         if path == "numpy":
-            raise ValueError('numpy does not compute quantized layers: leave the path "numpy" out')
+            raise ValueError('numpy does not know every class of layer in this model: leave the path "numpy" out')
 
     stages = [
         (stage.downsampling_layer, [_inference_block(layer, path) for layer in stage.layers])

@@ -384,12 +384,10 @@ class TestChoice:
         with pytest.raises(ValueError, match='"kernel" needs a GPU'):
             fuse(model, "kernel")(random(1, 32, 32, 3))
 
-    def test_numpy_refuses_what_it_cannot_compute(self) -> None:
-        model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[32], depths=[1], num_stages=1))
-        quantize(model, bits=8, group_size=32)
-        with pytest.raises(ValueError, match="quantized"):
+    def test_numpy_refuses_what_it_cannot_compute(self, model) -> None:
+        model.convnextv2.encoder.stages[0].layers[0].act = mx.tanh
+        with pytest.raises(ValueError, match="numpy does not know"):
             fuse(model, "numpy")
-        assert fuse(model)(random(1, 32, 32, 3)).shape == (1, model.config.num_labels)
 
     def test_only_a_classifier_is_fused(self) -> None:
         with pytest.raises(TypeError, match="not a ConvNextV2Backbone"):

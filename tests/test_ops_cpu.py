@@ -16,6 +16,7 @@ from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, f
 from mlx_convnextv2.config import ACTIVATIONS, SIZES
 from mlx_convnextv2.model import ACT2FN, ConvNextV2GRN, ConvNextV2Layer, ConvNextV2LayerNorm
 from mlx_convnextv2.ops import activations, cpu, threads
+from mlx_convnextv2.quantization import quantize
 
 UNIT_ROUNDOFF = {mx.float16: 2**-11, mx.bfloat16: 2**-8}
 
@@ -250,10 +251,25 @@ class TestModel:
 
 
 class TestSupports:
-    def test_quantized_models_are_not(self):
-        model = build(hidden_sizes=[32, 32, 32, 32])
+    @pytest.mark.parametrize(
+        ("mode", "bits", "group_size"),
+        [("affine", 8, 32), ("affine", 4, 64), ("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16)],
+    )
+    def test_quantized_models_are(self, mode: str, bits: int, group_size: int):
+        """They equal MLX's products with the quantized weights."""
+        model = build(hidden_sizes=[64, 64, 64, 64])
+        quantize(model, bits, group_size, mode)
         assert cpu.supports(model)
-        nn.quantize(model, group_size=32, class_predicate=lambda _, module: isinstance(module, nn.Linear))
+        pixel_values = mx.array(normal(2, 48, 32, 3))
+        assert_close(cpu.NumpyClassifier(model)(pixel_values), model(pixel_values).logits)
+
+    def test_a_layer_of_ones_own_is_not(self):
+        class Scaled(nn.Linear):
+            def __call__(self, x: mx.array) -> mx.array:
+                return 2 * super().__call__(x)
+
+        model = build()
+        model.classifier = Scaled(model.config.hidden_sizes[-1], model.config.num_labels)
         assert not cpu.supports(model)
         pixel_values = mx.array(normal(1, 32, 32, 3))
         assert mx.array_equal(fuse(model)(pixel_values), model(pixel_values).logits)

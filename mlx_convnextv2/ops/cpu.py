@@ -52,6 +52,14 @@ def as_numpy(array: mx.array) -> np.ndarray:
     return np.ascontiguousarray(np.array(array.astype(mx.float32), copy=False))
 
 
+def dense_weight(layer: nn.Module) -> np.ndarray:
+    """The weight of a linear layer in float32, (out, in); that of a quantized one is a copy, 4 bytes a parameter."""
+    if isinstance(layer, nn.QuantizedLinear):
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return as_numpy(mx.dequantize(layer.weight, layer.scales, layer.biases, **how))
+    return as_numpy(layer.weight)
+
+
 def depthwise_conv2d(padded: np.ndarray, kernel: np.ndarray, out: np.ndarray) -> None:
     """(H + 6, W + 6, C), the image in a border of zeros -> (H, W, C); kernel (7, 7, C)."""
     height, width, channels = out.shape
@@ -145,10 +153,10 @@ class Block:
         self.kernel_bias = as_numpy(layer.dwconv.bias)
         self.norm_weight = as_numpy(layer.layernorm.weight)
         self.eps = layer.layernorm.eps
-        self.expand = as_numpy(layer.pwconv1.weight)  # (4C, C)
+        self.expand = dense_weight(layer.pwconv1)  # (4C, C)
         self.expand_bias = bias_behind(self.expand, as_numpy(layer.pwconv1.bias), as_numpy(layer.layernorm.bias))
         self.grn_weight = as_numpy(layer.grn.weight).reshape(-1)
-        self.project = as_numpy(layer.pwconv2.weight)  # (C, 4C)
+        self.project = dense_weight(layer.pwconv2)  # (C, 4C)
         grn_bias = as_numpy(layer.grn.bias).reshape(-1)
         self.project_bias = bias_behind(self.project, as_numpy(layer.pwconv2.bias), grn_bias)
 
@@ -223,8 +231,8 @@ def zero_border(padded: np.ndarray) -> None:
 class NumpyClassifier:
     """A ConvNextV2ForImageClassification in inference mode, with the weights that it has now.
 
-    float32 weights are read where they are. float16 and bfloat16 weights are converted to float32 once, which takes 4
-    more bytes a parameter. Several threads may call it at once.
+    float32 weights are read where they are. float16, bfloat16 and quantized weights are converted to float32
+    once, which takes 4 more bytes a parameter. Several threads may call it at once.
     """
 
     def __init__(self, model: ConvNextV2ForImageClassification):
@@ -243,8 +251,8 @@ class NumpyClassifier:
                 self.stages.append((entry, [Block(layer, model.config.hidden_act) for layer in stage.layers]))
         self.norm = LayerNorm.of(model.convnextv2.layernorm)
         self.head = None
-        if isinstance(model.classifier, nn.Linear):
-            self.head = as_numpy(model.classifier.weight), as_numpy(model.classifier.bias)
+        if not isinstance(model.classifier, nn.Identity):
+            self.head = dense_weight(model.classifier), as_numpy(model.classifier.bias)
         self.workers = min(available_cpus(), MAX_WORKERS) if self.blas else 1
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
@@ -292,7 +300,7 @@ class NumpyClassifier:
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether `NumpyClassifier` computes this model: no layer is quantized or of a class of one's own."""
+    """Whether `NumpyClassifier` computes this model: no layer is of a class of one's own."""
     return all(type(module) in _KNOWN for module in model.modules()) and all(
         module.act is ACT2FN[model.config.hidden_act]
         for module in model.modules()
@@ -313,5 +321,6 @@ _KNOWN = {
     nn.LayerNorm,
     nn.Conv2d,
     nn.Linear,
+    nn.QuantizedLinear,
     nn.Identity,
 }
