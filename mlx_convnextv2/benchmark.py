@@ -28,10 +28,6 @@ def _listed(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def _batch_sizes(text: str) -> list[int]:
-    return [cli.positive_int(part) for part in _listed(text)]
-
-
 def _dtypes(text: str) -> list[str]:
     return _chosen(text, cli.DTYPE_NAMES)
 
@@ -69,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     mode.add_argument("--ops", action="store_true", help="time each operation: plain, compiled by MLX, and our kernels")
     parser.add_argument(
-        "--batch-size", type=_batch_sizes, metavar="N,...", help="images at once (default: 1; 1,2,4,8 for --scale)"
+        "--batch-size", type=cli.positive_ints, metavar="N,...", help="images at once (default: 1; 1,2,4,8 for --scale)"
     )
     parser.add_argument("--dtype", type=_dtypes, metavar="T,...", help="compute in these (default: float32)")
     parser.add_argument(

@@ -84,6 +84,28 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive_ints(text: str) -> list[int]:
+    """Whole numbers of at least 1 with commas between them, for argparse."""
+    return [positive_int(part.strip()) for part in text.split(",")]
+
+
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    """The options -q, --q-bits, --q-group-size and --q-mode, with mlx-lm's names."""
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantize the linear layers")
+    parser.add_argument("--q-bits", type=int, metavar="B", help="bits of a weight (default: the mode's, 4 for affine)")
+    parser.add_argument(
+        "--q-group-size", type=int, metavar="G", help="weights that share a scale (default: the mode's)"
+    )
+    parser.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="MLX's mode")
+
+
+def check_quantization(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error where the details of a quantization are given and the quantization is not."""
+    sizes_given = args.q_bits is not None or args.q_group_size is not None
+    if not args.quantize and (sizes_given or args.q_mode != "affine"):
+        parser.error("--q-bits, --q-group-size and --q-mode go with -q")
+
+
 class Progress:
     """A line on standard error that counts images, where that is a terminal and there is more than one image."""
 

@@ -130,12 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--to", choices=("mlx", "huggingface"), default="mlx", help="the layout to write (default: mlx)"
     )
-    parser.add_argument("-q", "--quantize", action="store_true", help="quantize the linear layers")
-    parser.add_argument("--q-bits", type=int, metavar="B", help="bits of a weight (default: the mode's, 4 for affine)")
-    parser.add_argument(
-        "--q-group-size", type=int, metavar="G", help="weights that share a scale (default: the mode's)"
-    )
-    parser.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="MLX's mode")
+    cli.add_quantization(parser)
     parser.add_argument("--verify", action="store_true", help="run source and result on the same images and compare")
     parser.add_argument("--upload-repo", metavar="R", help="publish the result as this repository of the Hub")
     return parser
@@ -144,9 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    sizes_given = args.q_bits is not None or args.q_group_size is not None
-    if not args.quantize and (sizes_given or args.q_mode != "affine"):
-        parser.error("--q-bits, --q-group-size and --q-mode go with -q")
+    cli.check_quantization(parser, args)
     return cli.run(_convert, args, "convert")
 
 

@@ -186,13 +186,24 @@ class ConvNextImageProcessor:
             pixels /= np.array(self.image_std, np.float32)
         return pixels.astype(np.float32)
 
+    def short_side(self) -> int:
+        """What the short side of an image becomes before the middle is cut out."""
+        return int(self.size["shortest_edge"] / self.crop_pct)
+
+    def resizes_to_square(self) -> int | None:
+        """The side of the square that images are squeezed to, whatever their shape, or None where they keep it."""
+        if self.crop_mode == "squash":
+            return self.short_side()
+        side = self.size["shortest_edge"]
+        return side if self.crop_mode is None and side >= _WARP_SIZE else None
+
     def resize(self, image: Image.Image) -> Image.Image:
         """The image at `size` x `size` pixels: resized and cropped, or squeezed, as the class says."""
         side = self.size["shortest_edge"]
         resample = Image.Resampling(self.resample)
         if self.crop_mode is None and side >= _WARP_SIZE:
             return image.resize((side, side), resample)
-        short = int(side / self.crop_pct)
+        short = self.short_side()
         width, height = image.size
         long = short if self.crop_mode == "squash" else int(short * max(width, height) / min(width, height))
         if short * long > _MAX_RESIZED_PIXELS:

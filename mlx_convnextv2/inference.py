@@ -14,7 +14,9 @@ from .ops import gpu
 from .ops.folds import bias_behind, scale_weight
 
 
-def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Callable[[mx.array], mx.array]:
+def fuse(
+    model: ConvNextV2ForImageClassification, path: str | None = None, *, pooled: bool = False
+) -> Callable[[mx.array], mx.array]:
     """A function from pixel_values (N, H, W, C) to logits (N, num_labels): the model in inference mode, and no more.
 
     It has the weights that the model has now: change them, and call `fuse` again. On a GPU the graph is compiled, once
@@ -24,6 +26,7 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
     Args:
         model: what to run.
         path: "plain", "kernel", "numpy" or "auto" for how to compute; `ops.choose` has the rule.
+        pooled: return the pooled output (N, hidden_size), which the classifier takes, instead of logits.
 
     Raises:
         TypeError: the model is not a ConvNextV2ForImageClassification.
@@ -37,7 +40,7 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
         from .ops import cpu  # here, so that it costs nothing where it is not used
 
         if cpu.supports(model):
-            return cpu.NumpyClassifier(model)
+            return cpu.NumpyClassifier(model, pooled)
         if path == "numpy":
             raise ValueError('numpy does not know every class of layer in this model: leave the path "numpy" out')
 
@@ -53,7 +56,8 @@ def fuse(model: ConvNextV2ForImageClassification, path: str | None = None) -> Ca
                 hidden_states = layer(hidden_states)  # the convolution: (N, H, W, C) -> (N, H // 2, W // 2, C')
             for block in blocks:
                 hidden_states = block(hidden_states)
-        return model.classifier(body.pool(hidden_states))  # (N, H, W, C) -> (N, C) -> (N, num_labels)
+        pooler_output = body.pool(hidden_states)  # (N, H, W, C) -> (N, C)
+        return pooler_output if pooled else model.classifier(pooler_output)  # (N, C) -> (N, num_labels)
 
     return predict if mx.default_device() == mx.Device(mx.cpu) else mx.compile(predict)
 

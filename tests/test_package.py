@@ -54,7 +54,7 @@ def test_console_scripts_are_the_commands():
     pyproject = (ROOT / "pyproject.toml").read_text()
     scripts = re.findall(r'^"(mlx_convnextv2\.\w+)" = "([\w.]+):(\w+)"$', pyproject, re.MULTILINE)
     assert {name for name, _, _ in scripts} == {
-        f"mlx_convnextv2.{name}" for name in ("classify", "convert", "benchmark")
+        f"mlx_convnextv2.{name}" for name in ("classify", "convert", "benchmark", "export")
     }
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))

@@ -235,7 +235,7 @@ class NumpyClassifier:
     once, which takes 4 more bytes a parameter. Several threads may call it at once.
     """
 
-    def __init__(self, model: ConvNextV2ForImageClassification):
+    def __init__(self, model: ConvNextV2ForImageClassification, pooled: bool = False):
         self._model = model
         self.blas = find_blas()
         self.dtype = model.convnextv2.embeddings.patch_embeddings.weight.dtype
@@ -251,12 +251,13 @@ class NumpyClassifier:
                 self.stages.append((entry, [Block(layer, model.config.hidden_act) for layer in stage.layers]))
         self.norm = LayerNorm.of(model.convnextv2.layernorm)
         self.head = None
-        if not isinstance(model.classifier, nn.Identity):
+        if not pooled and not isinstance(model.classifier, nn.Identity):
             self.head = dense_weight(model.classifier), as_numpy(model.classifier.bias)
         self.workers = min(available_cpus(), MAX_WORKERS) if self.blas else 1
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels); without a head the pooled output (N, C)."""
+        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels); without a head, or where asked
+        for, the pooled output (N, C)."""
         self._model.convnextv2.embeddings.check(pixel_values)
         images = as_numpy(pixel_values)
         pooled = np.empty((len(images), self.norm.weight.size), np.float32)
