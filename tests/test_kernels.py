@@ -118,13 +118,14 @@ def stage_shapes(resolution: int) -> list[tuple[int, int]]:
     return sorted(shapes)
 
 
+SLOW_DTYPES = [mx.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
 RESOLUTIONS = [*stage_shapes(224), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in stage_shapes(384))]
 
 
 class TestStageShapes:
     """Every stage of the eight sizes at 224 and 384, in the tiles of the whole image on its first rows."""
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
     @pytest.mark.parametrize(("side", "channels"), RESOLUTIONS)
     def test_depthwise(self, side: int, channels: int, dtype: mx.Dtype, device: Callable) -> None:
         tile = gpu.tile_of(1, side, side, channels)
@@ -132,7 +133,7 @@ class TestStageShapes:
         with mock.patch.object(gpu, "tile_of", return_value=tile):
             check_depthwise((1, rows, side, channels), dtype, device)
 
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
     @pytest.mark.parametrize(("side", "channels"), RESOLUTIONS)
     def test_gelu_grn(self, side: int, channels: int, dtype: mx.Dtype, device: Callable) -> None:
         check_gelu_grn((1, min(side * side, 40), 4 * channels), dtype, device)
