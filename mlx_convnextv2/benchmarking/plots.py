@@ -32,7 +32,7 @@ def draw(report: dict[str, Any], file: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}
+    style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}
     with plt.rc_context(style):
         figure = _DRAWINGS[report["mode"]](plt, report)
         figure.savefig(file, dpi=150)
