@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from . import cli
-from .classify import DEFAULT_MODEL
+from .classify import DEFAULT_MODEL, DEMO
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.export --output classifier
@@ -18,10 +19,9 @@ _EXAMPLES = """\
 
 def build_parser() -> argparse.ArgumentParser:
     parser = cli.parser("export", "Write a model as a graph that MLX runs from C++, Swift or Python.", _EXAMPLES)
-    parser.add_argument(
-        "--model", metavar="M", default=DEFAULT_MODEL, help="a Hub id or a folder (default: %(default)s)"
-    )
+    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--demo", action="store_true", help="export the bundled digits checkpoint")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write; it must not exist")
     parser.add_argument(
         "--batch", type=cli.positive_ints, default=[1], metavar="N,...", help="images at once (default: 1)"
@@ -36,24 +36,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     cli.check_quantization(parser, args)
+    if args.demo and args.model is not None:
+        parser.error("--demo brings its own model: leave --model out")
     return cli.run(export, args, "export")
 
 
 def export(args: argparse.Namespace) -> int:
     """Load, quantize if asked to, and write the folder."""
+    source = str(DEMO) if args.demo else args.model or DEFAULT_MODEL
+    name = "the bundled digits model" if args.demo else _name(source)
     if sys.stderr.isatty():
-        cli.say(f"Loading {args.model} ...")  # before the slow imports
+        cli.say(f"Loading {name} ...")  # before the slow imports
+    import mlx.core as mx
+
     from .folders import check_target
     from .graph import export_model
     from .hub import load
     from .quantization import quantize
 
+    mx.default_stream(mx.default_device())  # the process's first, number 0, which the graph will ask for
     check_target(args.output)  # before a download
-    model, processor = load(args.model, dtype=args.dtype, revision=args.revision)
+    model, processor = load(source, dtype=args.dtype, revision=args.revision)
     if args.quantize:
         print(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
     description = export_model(
-        model, processor, args.output, batches=args.batch, features=args.features, name=args.model
+        model, processor, args.output, batches=args.batch, features=args.features, name=name
     )
     batches = ", ".join(map(str, description["batches"]))
     size = description["bytes"] / 1e6
@@ -61,6 +68,11 @@ def export(args: argparse.Namespace) -> int:
     if description["device"] == "cpu":
         print("There is no GPU here: this graph runs on the CPU wherever it is loaded. Export it on a Mac for Metal.")
     return cli.DONE
+
+
+def _name(source: str) -> str:
+    """What the app's users may read: a Hub id, but of a path only the last part."""
+    return os.path.basename(os.path.abspath(source)) if os.path.exists(source) else source
 
 
 if __name__ == "__main__":

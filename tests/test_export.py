@@ -172,3 +172,19 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no classification head"):
         export_model(model, ConvNextImageProcessor(size=32), tmp_path / "graph")
     assert not (tmp_path / "graph").exists()
+
+
+def test_another_thread_than_the_first_is_a_sentence(tmp_path: Path) -> None:
+    """MLX's streams belong to threads, and it loads files in the first one's."""
+    code = (
+        "import sys, threading; import mlx.core as mx\n"
+        "from mlx_convnextv2 import load; from mlx_convnextv2.graph import export_model\n"
+        "mx.eval(mx.ones(3) + 1)\n"
+        "def export():\n"
+        "    try: export_model(*load(sys.argv[1]), sys.argv[2])\n"
+        "    except ValueError as error: print(error)\n"
+        "thread = threading.Thread(target=export); thread.start(); thread.join()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, DEMO, tmp_path / "graph"], capture_output=True, text=True)
+    assert "export in the one that used MLX first" in done.stdout, done.stderr
+    assert not (tmp_path / "graph").exists()
