@@ -9,6 +9,11 @@
 
 #include "convnextv2/image.hpp"
 
+// A fused multiplication and addition rounds once where Pillow rounds twice. (For GCC: -ffp-contract=off.)
+#ifdef __clang__
+#pragma clang fp contract(off)
+#endif
+
 namespace convnextv2 {
 namespace {
 

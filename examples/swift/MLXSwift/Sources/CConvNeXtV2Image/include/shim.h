@@ -1,0 +1,1 @@
+#include "../cpp/include/convnextv2_image.h"

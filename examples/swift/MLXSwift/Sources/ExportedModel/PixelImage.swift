@@ -1,0 +1,1 @@
+../../../Sources/ConvNeXtV2/PixelImage.swift

@@ -1,0 +1,1 @@
+#include <convnextv2.h>
