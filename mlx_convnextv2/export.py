@@ -59,9 +59,7 @@ def export(args: argparse.Namespace) -> int:
     model, processor = load(source, dtype=args.dtype, revision=args.revision)
     if args.quantize:
         print(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
-    description = export_model(
-        model, processor, args.output, batches=args.batch, features=args.features, name=name
-    )
+    description = export_model(model, processor, args.output, batches=args.batch, features=args.features, name=name)
     batches = ", ".join(map(str, description["batches"]))
     size = description["bytes"] / 1e6
     print(f"Wrote {args.output}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")

@@ -131,7 +131,9 @@ def _check(file: Path, run: Callable[[mx.array], Any], shape: tuple[int, ...], d
         except RuntimeError as error:
             if "Stream" not in str(error):
                 raise
-            raise ValueError(f"MLX runs no graph in this thread ({error}): export in the one that used MLX first") from None
+            raise ValueError(
+                f"MLX runs no graph in this thread ({error}): export in the one that used MLX first"
+            ) from None
         if not difference <= _TOLERANCES[dtype]:  # NaN too
             raise ValueError(f"the traced graph differs from the model by {difference:.1e}: report this")
 

@@ -36,6 +36,7 @@ SOURCE = ROOT / "examples" / "cpp"
 PILLOW = int(PIL.__version__.split(".")[0])
 OK, INVALID_ARGUMENT, NOT_FOUND, BAD_DESCRIPTION, WRONG_VERSION, WRONG_DEVICE = range(6)
 DAMAGED, WRONG_SHAPE, STREAM_TAKEN, BAD_IMAGE = range(6, 10)
+PROBABILITIES = {"name": "probabilities", "dtype": "float32", "shape": ["batch", 10]}
 
 
 def tool(name: str) -> str:
@@ -58,9 +59,7 @@ def build(folder: Path, *options: str) -> Path:
 
 def sanitized(folder: Path, what: str) -> Path:
     flags = f"-fsanitize={what} -fno-sanitize-recover=all"
-    return build(
-        folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}"
-    )
+    return build(folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")
 
 
 @pytest.fixture(scope="session")
@@ -244,14 +243,16 @@ def test_fifty_shapes_are_resized_to_pillow_s_pixels(resample: int, prepare: Cal
             resample=resample,
         )
         image = noise(width, height, i)
-        try:
-            expected = np.asarray(processor.resize(image))
-        except ValueError as error:  # too narrow
-            with pytest.raises(ValueError, match=f"{BAD_IMAGE} .*{width} x {height} pixels is too narrow"):
-                prepare(image, processor)
-            assert "too narrow" in str(error)
-            continue
-        assert np.array_equal(prepare(image, processor, padded=i % 2 == 1), expected), (width, height, processor)
+        ours = prepare(image, processor, padded=i % 2 == 1)
+        assert np.array_equal(ours, np.asarray(processor.resize(image))), (width, height, vars(processor))
+
+
+@pytest.mark.parametrize("size", [(1, 200_000), (200_000, 1)])
+def test_a_strip_is_refused_as_in_python(size: tuple[int, int], prepare: Callable[..., np.ndarray]) -> None:
+    image, processor = noise(*size), ConvNextImageProcessor(size=32)
+    for resize, status in ((processor.resize, ""), (lambda strip: prepare(strip, processor), f"{BAD_IMAGE} ")):
+        with pytest.raises(ValueError, match=f"^{status}an image of {size[0]} x {size[1]} pixels is too narrow"):
+            resize(image)
 
 
 def test_sizes_that_need_no_resizing_keep_their_pixels(prepare: Callable[..., np.ndarray]) -> None:
@@ -305,7 +306,8 @@ def test_a_folder_that_is_not_there(built: Path, tmp_path: Path) -> None:
         ({"batches": [0]}, BAD_DESCRIPTION, "out of bounds"),
         ({"batches": [3]}, OK + 11, "No imported function"),
         ({"stream": 99}, BAD_DESCRIPTION, "stream"),
-        ({"outputs": [{"name": "probabilities", "dtype": "float32", "shape": ["batch", 10]}]}, BAD_DESCRIPTION, "outputs"),
+        ({"outputs": [PROBABILITIES]}, BAD_DESCRIPTION, "outputs"),
+        ({"outputs": [PROBABILITIES] * 2}, BAD_DESCRIPTION, "embedding"),
     ],
 )  # fmt: skip
 def test_a_description_that_does_not_fit(
@@ -316,7 +318,9 @@ def test_a_description_that_does_not_fit(
     assert re.search(said, sentence)
 
 
-def test_every_field_is_needed_and_checked(built_with_address_sanitizer: Path, demo_graph: Path, tmp_path: Path) -> None:
+def test_every_field_is_needed_and_checked(
+    built_with_address_sanitizer: Path, demo_graph: Path, tmp_path: Path
+) -> None:
     """Each value of model.json taken out or replaced by another kind: an answer, and never a crash."""
     description = json.loads((demo_graph / "model.json").read_text())
 
@@ -367,9 +371,8 @@ def test_a_damaged_graph_never_reaches_mlx(how: str, built: Path, demo_graph: Pa
 
 
 def test_shapes_that_were_not_exported(built: Path, demo_graph: Path) -> None:
-    for shape, status in [
-        ((1, 32, 32), OK), ((4, 32, 32), OK), ((3, 32, 32), WRONG_SHAPE), ((1, 33, 32), WRONG_SHAPE), ((0, 32, 32), WRONG_SHAPE)
-    ]:  # fmt: skip
+    exported, others = [(1, 32, 32), (4, 32, 32)], [(3, 32, 32), (1, 33, 32), (0, 32, 32)]
+    for shape, status in [(shape, OK) for shape in exported] + [(shape, WRONG_SHAPE) for shape in others]:
         done = program(built / "probe", demo_graph, *shape)
         assert done.stdout.splitlines()[1].startswith(f"run {status} ")
         if status == WRONG_SHAPE:
@@ -479,7 +482,7 @@ def test_threads_get_the_right_answers_without_a_race(demo_graph: Path, tmp_path
 
 
 def test_nothing_leaks(built: Path, built_with_address_sanitizer: Path, demo_graph: Path, tmp_path: Path) -> None:
-    broken = changed(demo_graph, tmp_path / "broken", outputs=json.loads((demo_graph / "model.json").read_text())["outputs"][:1])
+    broken = changed(demo_graph, tmp_path / "broken", outputs=[PROBABILITIES])
     command = ["lifetime", demo_graph, broken]
     done = program(built_with_address_sanitizer / command[0], *command[1:], 5)
     assert done.returncode == 0, done.stderr
@@ -518,3 +521,34 @@ def test_a_graph_that_was_traced_on_another_stream(built: Path, demo_graph: Path
 def test_the_checksum_is_sha_256(demo_graph: Path) -> None:
     description = json.loads((demo_graph / "model.json").read_text())
     assert description["sha256"] == hashlib.sha256((demo_graph / "model.mlxfn").read_bytes()).hexdigest()
+
+
+# What docs/embedding.md shows
+
+
+def test_the_program_in_the_docs(built: Path, demo_graph: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```cpp\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    (tmp_path / "program.cpp").write_text(code)
+    shutil.copytree(demo_graph, tmp_path / "digits")
+    shutil.copy(SOURCE / "digit-7.ppm", tmp_path)
+    assert program(tool("cmake"), "--install", built, "--prefix", tmp_path / "installed").returncode == 0
+    libraries = tmp_path / "installed" / "lib"
+    compiled = program(
+        tool("c++"), "-std=c++20", "-Wall", "-Wextra", "-Werror", "program.cpp", "-o", "program",
+        f"-I{tmp_path / 'installed' / 'include'}", f"-L{libraries}", "-lconvnextv2", "-lconvnextv2_image",
+        f"-Wl,-rpath,{libraries}", cwd=tmp_path,
+    )  # fmt: skip
+    assert compiled.returncode == 0, compiled.stderr
+    done = program(tmp_path / "program", cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, " 99.9%  7")
+    (tmp_path / "digits" / "model.json").unlink()
+    assert program(tmp_path / "program", cwd=tmp_path).returncode == NOT_FOUND
+
+
+def test_one_version(built: Path) -> None:
+    from mlx_convnextv2 import __version__
+
+    assert f"project(convnextv2 VERSION {__version__} " in (SOURCE / "CMakeLists.txt").read_text()
+    pixel_image = ROOT / "examples" / "swift" / "MLXSwift" / "Sources" / "ExportedModel" / "PixelImage.swift"
+    assert "struct PixelImage" in pixel_image.read_text()  # a link that a careless copy would have cut

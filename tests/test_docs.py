@@ -1,4 +1,4 @@
-"""The figures in docs/metal.md are what the scripts print."""
+"""The figures in docs/ are what the scripts print."""
 
 from __future__ import annotations
 
@@ -9,17 +9,23 @@ import sys
 import pytest
 from conftest import ROOT
 
-METAL = (ROOT / "docs" / "metal.md").read_text(encoding="utf-8")
-
 
 def output(script: str, *arguments: str) -> str:
     command = [sys.executable, ROOT / "benchmarks" / script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
 
 
-@pytest.mark.parametrize(("marker", "script"), [("traffic", "block_traffic.py"), ("bounds", "lower_bounds.py")])
-def test_the_tables_are_the_scripts(marker: str, script: str) -> None:
-    block = re.search(rf"<!-- {marker} -->\n(.*?)\n<!-- end -->", METAL, re.DOTALL)
+@pytest.mark.parametrize(
+    ("page", "marker", "script"),
+    [
+        ("metal.md", "traffic", "block_traffic.py"),
+        ("metal.md", "bounds", "lower_bounds.py"),
+        ("embedding.md", "sizes", "model_sizes.py"),
+    ],
+)
+def test_the_tables_are_the_scripts(page: str, marker: str, script: str) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    block = re.search(rf"<!-- {marker} -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
     assert block is not None
     assert block[1] == output(script)
 
