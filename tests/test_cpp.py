@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 SOURCE = ROOT / "examples" / "cpp"
 PILLOW = int(PIL.__version__.split(".")[0])
 OK, INVALID_ARGUMENT, NOT_FOUND, BAD_DESCRIPTION, WRONG_VERSION, WRONG_DEVICE = range(6)
-DAMAGED, WRONG_SHAPE, STREAM_TAKEN, BAD_IMAGE = range(6, 10)
+DAMAGED, WRONG_SHAPE, STREAM_TAKEN, BAD_IMAGE, NO_MEMORY, FAILED = range(6, 12)
 PROBABILITIES = {"name": "probabilities", "dtype": "float32", "shape": ["batch", 10]}
 
 
@@ -51,7 +51,10 @@ def tool(name: str) -> str:
 def build(folder: Path, *options: str) -> Path:
     tool("c++")
     python = f"-DPython3_EXECUTABLE={sys.executable}"
-    for command in (["-S", SOURCE, "-B", folder, python, "-DCONVNEXTV2_TESTS=ON", *options], ["--build", folder]):
+    for command in (
+        ["-S", SOURCE, "-B", folder, python, "-DCONVNEXTV2_TESTS=ON", *options],
+        ["--build", folder, "--parallel"],
+    ):
         done = subprocess.run([tool("cmake"), *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -304,7 +307,7 @@ def test_a_folder_that_is_not_there(built: Path, tmp_path: Path) -> None:
         ({"labels": ["one"]}, BAD_DESCRIPTION, "each label"),
         ({"batches": []}, BAD_DESCRIPTION, "no batch"),
         ({"batches": [0]}, BAD_DESCRIPTION, "out of bounds"),
-        ({"batches": [3]}, OK + 11, "No imported function"),
+        ({"batches": [3]}, FAILED, "No imported function"),
         ({"stream": 99}, BAD_DESCRIPTION, "stream"),
         ({"outputs": [PROBABILITIES]}, BAD_DESCRIPTION, "outputs"),
         ({"outputs": [PROBABILITIES] * 2}, BAD_DESCRIPTION, "embedding"),
@@ -388,7 +391,7 @@ def test_what_a_caller_can_get_wrong(built_with_address_sanitizer: Path, tmp_pat
     assert lines.pop("label") == "none"
     assert lines.pop("run-overflow").startswith(f"{WRONG_SHAPE} ")
     assert lines.pop("metallib-missing").startswith(f"{NOT_FOUND} /nowhere/mlx.metallib is not there")
-    assert len(lines) == 16
+    assert len(lines) == 17
     for call, answer in lines.items():
         assert re.match(rf"{INVALID_ARGUMENT} \w.{{20,}}", answer), (call, answer)
 
@@ -494,12 +497,43 @@ def test_nothing_leaks(built: Path, built_with_address_sanitizer: Path, demo_gra
 
 def test_mlx_was_used_before(built: Path, demo_graph: Path) -> None:
     """A sentence instead of an answer from another thread's stream."""
-    done = program(built / "late", demo_graph)
+    done = program(built / "process", "late", demo_graph)
     assert done.returncode == 0
-    first, second = done.stdout.splitlines()
-    assert first.startswith(f"{STREAM_TAKEN} MLX's stream 0")
-    assert "before anything else uses MLX" in first
-    assert second == str(STREAM_TAKEN)
+    for line in done.stdout.splitlines():
+        assert line.startswith(f"{STREAM_TAKEN} MLX's stream 0")
+        assert "before anything else uses MLX" in line
+    assert done.stdout.count("\n") == 2
+
+
+def test_a_fork_is_told_instead_of_hanging(built: Path, demo_graph: Path) -> None:
+    done = program(built / "process", "fork", demo_graph)
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == [
+        f"{OK} ",
+        f"{FAILED} a classifier that was opened before a fork cannot be used after it: open it there",
+    ]
+
+
+def test_there_is_not_enough_memory(built: Path) -> None:
+    """A result of 200 MB, in a process that may have 100 MB more than it has."""
+    library = next(built.glob("libconvnextv2_image.*"))
+    code = f"""
+import ctypes, resource, sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+from test_cpp import CImage, CPreparation
+library = ctypes.CDLL({str(library)!r})
+library.convnextv2_message.restype = ctypes.c_char_p
+pixel = CImage(bytes(3), 1, 1, 3, 3)
+how = CPreparation(1, 3, 13, 0, *[8192] * 4, 0)
+result = ctypes.create_string_buffer(8192 * 8192 * 3)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 100 * 2**20,) * 2)
+print(library.convnextv2_prepare(ctypes.byref(pixel), ctypes.byref(how), result), library.convnextv2_message().decode())
+"""
+    if sys.platform != "linux":
+        pytest.skip("how much a process has is read from /proc")
+    done = program(sys.executable, "-c", code)
+    assert done.stdout == f"{NO_MEMORY} there is not enough memory\n", done.stderr
 
 
 def test_a_graph_that_was_traced_on_another_stream(built: Path, demo_graph: Path, tmp_path: Path) -> None:

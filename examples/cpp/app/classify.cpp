@@ -1,4 +1,5 @@
-// convnextv2-classify: an exported model and PPM images in, labels out, as `python -m mlx_convnextv2.classify` prints them.
+// convnextv2-classify: an exported model and PPM images in, labels out, as `python -m mlx_convnextv2.classify` prints
+// them.
 
 #include <charconv>
 #include <cstdio>
@@ -14,7 +15,8 @@
 
 namespace {
 
-constexpr const char* kUsage = "usage: convnextv2-classify [-h] [--version] [--json] [--top-k K] FOLDER IMAGE.ppm ...\n";
+constexpr const char* kUsage =
+    "usage: convnextv2-classify [-h] [--version] [--json] [--top-k K] FOLDER IMAGE.ppm ...\n";
 constexpr const char* kHelp =
     "\n"
     "Name what images show, with a folder that `python -m mlx_convnextv2.export` wrote.\n"

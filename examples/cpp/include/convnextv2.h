@@ -19,8 +19,8 @@ typedef struct convnextv2_prediction {
   const char* label; /* in UTF-8; valid until the classifier is closed */
 } convnextv2_prediction;
 
-/* Where an app keeps MLX's GPU kernels, the file mlx.metallib, when not beside libmlx.dylib: Contents/Resources of a signed
- * app. Called before anything else here; without Metal it has no effect. */
+/* Where an app keeps MLX's GPU kernels, the file mlx.metallib, when not beside libmlx.dylib: Contents/Resources of a
+ * signed app. Called before anything else here; without Metal it has no effect. */
 CONVNEXTV2_API convnextv2_status convnextv2_set_metallib(const char* file);
 
 /* Open a folder that `python -m mlx_convnextv2.export` wrote, and run the graph once so that the first image is fast.
@@ -34,9 +34,8 @@ CONVNEXTV2_API void convnextv2_close(convnextv2_classifier* classifier);
 
 /* The labels of an image, the most probable first: at most `capacity`, how many there are into `count`. */
 CONVNEXTV2_API convnextv2_status convnextv2_classify(const convnextv2_classifier* classifier,
-                                                     const convnextv2_image* image,
-                                                     convnextv2_prediction* predictions, size_t capacity,
-                                                     size_t* count);
+                                                     const convnextv2_image* image, convnextv2_prediction* predictions,
+                                                     size_t capacity, size_t* count);
 
 /* The graph itself. rgb: `batch` prepared images, (batch, height, width, 3); probabilities: batch * label_count floats;
  * embeddings: batch * embedding_size floats, or NULL. A batch that was not exported is CONVNEXTV2_WRONG_SHAPE. */
@@ -44,7 +43,7 @@ CONVNEXTV2_API convnextv2_status convnextv2_run(const convnextv2_classifier* cla
                                                 size_t batch, size_t height, size_t width, float* probabilities,
                                                 float* embeddings);
 
-/* How images are prepared for convnextv2_run(). */
+/* How images are prepared for convnextv2_run(). Of NULL, this is NULL, and what follows 0 or NULL. */
 CONVNEXTV2_API const convnextv2_preparation* convnextv2_preparation_of(const convnextv2_classifier* classifier);
 
 CONVNEXTV2_API size_t convnextv2_label_count(const convnextv2_classifier* classifier);

@@ -54,15 +54,15 @@ typedef enum convnextv2_filter {
 
 /* The part "preprocessing" of model.json. */
 typedef struct convnextv2_preparation {
-  int resizes;              /* 0: images come at crop_width x crop_height already */
-  int filter;               /* a convnextv2_filter */
-  int pillow;               /* the major version of Pillow to be equal to: 13 changed the order of rows and columns */
-  size_t short_side;        /* resize so that the short side has this length; 0: to width x height instead */
+  int resizes;       /* 0: images come at crop_width x crop_height already */
+  int filter;        /* a convnextv2_filter */
+  int pillow;        /* the major version of Pillow to be equal to: 13 changed the order of rows and columns */
+  size_t short_side; /* resize so that the short side has this length; 0: to width x height instead */
   size_t width;
   size_t height;
-  size_t crop_width;        /* then cut this out of the middle: the size of the result */
+  size_t crop_width; /* then cut this out of the middle: the size of the result */
   size_t crop_height;
-  int halves_to_even;       /* a margin of a half becomes 0: the next lower number, 1: the next even one */
+  int halves_to_even; /* a margin of a half becomes 0: the next lower number, 1: the next even one */
 } convnextv2_preparation;
 
 /* Resize and crop: crop_width * crop_height * 3 bytes into rgb, equal to Pillow's byte for byte.

@@ -70,20 +70,20 @@ convnextv2_status convnextv2_run(const convnextv2_classifier* classifier, const 
 }
 
 const convnextv2_preparation* convnextv2_preparation_of(const convnextv2_classifier* classifier) {
-  return &classifier->classifier.description().preparation;
+  return classifier == nullptr ? nullptr : &classifier->classifier.description().preparation;
 }
 
 size_t convnextv2_label_count(const convnextv2_classifier* classifier) {
-  return classifier->classifier.description().labels.size();
+  return classifier == nullptr ? 0 : classifier->classifier.description().labels.size();
 }
 
 const char* convnextv2_label(const convnextv2_classifier* classifier, size_t index) {
-  const auto& labels = classifier->classifier.description().labels;
-  return index < labels.size() ? labels[index].c_str() : nullptr;
+  if (index >= convnextv2_label_count(classifier)) return nullptr;
+  return classifier->classifier.description().labels[index].c_str();
 }
 
 size_t convnextv2_embedding_size(const convnextv2_classifier* classifier) {
-  return classifier->classifier.description().embedding_size;
+  return classifier == nullptr ? 0 : classifier->classifier.description().embedding_size;
 }
 
 const char* convnextv2_mlx_version(void) { return convnextv2::Graph::mlx_version(); }

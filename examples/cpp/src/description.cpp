@@ -35,7 +35,8 @@ std::size_t whole_number(const json& value, std::size_t largest) {
 // An output's name and the length of its rows.
 std::pair<std::string, std::size_t> read_output(const json& output) {
   const auto& shape = output.at("shape");
-  require(output.at("dtype") == "float32" && shape.size() == 2 && shape.at(0) == "batch", "an output is not a float32 (batch, n)");
+  require(output.at("dtype") == "float32" && shape.size() == 2 && shape.at(0) == "batch",
+          "an output is not a float32 (batch, n)");
   return {output.at("name").get<std::string>(), whole_number(shape.at(1), kMaxOutputs)};
 }
 

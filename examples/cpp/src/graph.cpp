@@ -34,8 +34,8 @@ mx::Device find_device(const Description& description) {
   if ((name == "metal" && mx::metal::is_available()) || (name == "cuda" && mx::cu::is_available())) {
     return mx::Device::gpu;
   }
-  throw Error(CONVNEXTV2_WRONG_DEVICE,
-              "the graph is for the device \"" + name + "\", which MLX does not have here: export it on such a machine");
+  throw Error(CONVNEXTV2_WRONG_DEVICE, "the graph is for the device \"" + name +
+                                           "\", which MLX does not have here: export it on such a machine");
 }
 
 void check_file(const Folder& folder) {

@@ -1,6 +1,6 @@
-// Resizing as Pillow does it. Each output pixel is a weighted mean of the input pixels under a filter that is scaled with
-// the image; the weights are rounded to 22 bits after the point, and columns and rows are summed one after the other,
-// with 8 bits in between. Only what the crop keeps is computed.
+// Resizing as Pillow does it. Each output pixel is a weighted mean of the input pixels under a filter that is scaled
+// with the image; the weights are rounded to 22 bits after the point, and columns and rows are summed one after the
+// other, with 8 bits in between. Only what the crop keeps is computed.
 
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,8 @@ namespace {
 
 constexpr int kPrecisionBits = 22;
 constexpr std::size_t kChannels = 3;
-// A strip of one pixel by a few thousand would become gigabytes when its short side is resized: the same limit in Python.
+// A strip of one pixel by a few thousand would become gigabytes when its short side is resized: the same limit in
+// Python.
 constexpr double kMaxResizedPixels = 100e6;
 
 struct Filter {
@@ -61,11 +62,16 @@ double lanczos(double x) { return x >= -3.0 && x < 3.0 ? sinc(x) * sinc(x / 3.0)
 
 Filter filter_of(int filter) {
   switch (filter) {
-    case CONVNEXTV2_LANCZOS: return {lanczos, 3.0};
-    case CONVNEXTV2_BILINEAR: return {bilinear, 1.0};
-    case CONVNEXTV2_BICUBIC: return {bicubic, 2.0};
-    case CONVNEXTV2_BOX: return {box, 0.5};
-    case CONVNEXTV2_HAMMING: return {hamming, 1.0};
+    case CONVNEXTV2_LANCZOS:
+      return {lanczos, 3.0};
+    case CONVNEXTV2_BILINEAR:
+      return {bilinear, 1.0};
+    case CONVNEXTV2_BICUBIC:
+      return {bicubic, 2.0};
+    case CONVNEXTV2_BOX:
+      return {box, 0.5};
+    case CONVNEXTV2_HAMMING:
+      return {hamming, 1.0};
   }
   throw Error(CONVNEXTV2_INVALID_ARGUMENT,
               "there is no filter number " + std::to_string(filter) + ": see convnextv2_filter");
@@ -164,10 +170,11 @@ void check(const convnextv2_image& image, const convnextv2_preparation& how) {
                 "an image must have 3 or 4 bytes a pixel and rows that are at least as long as their pixels");
   }
   const bool square = how.short_side == 0 && how.resizes;
-  if (!fits(how.crop_width) || !fits(how.crop_height) || how.short_side > kMaxSide ||
+  const auto area = static_cast<double>(how.crop_width) * static_cast<double>(how.crop_height);
+  if (!fits(how.crop_width) || !fits(how.crop_height) || how.short_side > kMaxSide || area > kMaxResizedPixels ||
       (square && (!fits(how.width) || !fits(how.height)))) {
-    throw Error(CONVNEXTV2_INVALID_ARGUMENT,
-                "a preparation must have sides of 1 to " + std::to_string(kMaxSide) + " pixels");
+    throw Error(CONVNEXTV2_INVALID_ARGUMENT, "a preparation must have sides of 1 to " + std::to_string(kMaxSide) +
+                                                 " pixels, and a crop of 10^8 at most");
   }
 }
 
@@ -182,7 +189,9 @@ struct Range {
   std::size_t first, end;
 };
 
-Range range_of(const std::vector<Taps>& all) { return {all.front().first, all.back().first + all.back().weights.size()}; }
+Range range_of(const std::vector<Taps>& all) {
+  return {all.front().first, all.back().first + all.back().weights.size()};
+}
 
 std::vector<Taps> shifted(std::vector<Taps> all, std::size_t by) {
   for (Taps& taps : all) taps.first -= by;

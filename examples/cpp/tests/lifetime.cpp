@@ -1,5 +1,5 @@
-// Open, use and close over and over, with failures between: memory must not grow. Built with AddressSanitizer, whose leak
-// check runs at the end, and without it, where the growth of the process is printed in bytes.
+// Open, use and close over and over, with failures between: memory must not grow. Built with AddressSanitizer, whose
+// leak check runs at the end, and without it, where the growth of the process is printed in bytes.
 
 #include <unistd.h>
 

@@ -5,15 +5,15 @@
 
 #include "convnextv2.h"
 
-static void report(const char *call, convnextv2_status status) {
+static void report(const char* call, convnextv2_status status) {
   printf("%s %d %s\n", call, (int)status, status == CONVNEXTV2_OK ? "" : convnextv2_message());
 }
 
-static void run(const convnextv2_classifier *classifier, size_t batch, size_t height, size_t width) {
+static void run(const convnextv2_classifier* classifier, size_t batch, size_t height, size_t width) {
   const size_t classes = convnextv2_label_count(classifier), features = convnextv2_embedding_size(classifier);
-  uint8_t *pixels = calloc(batch * height * width + 1, 3);
-  float *probabilities = calloc(batch * classes + 1, sizeof *probabilities);
-  float *embeddings = calloc(batch * features + 1, sizeof *embeddings);
+  uint8_t* pixels = calloc(batch * height * width + 1, 3);
+  float* probabilities = calloc(batch * classes + 1, sizeof *probabilities);
+  float* embeddings = calloc(batch * features + 1, sizeof *embeddings);
   const convnextv2_status status =
       convnextv2_run(classifier, pixels, batch, height, width, probabilities, features ? embeddings : NULL);
   report("run", status);
@@ -28,7 +28,7 @@ static void run(const convnextv2_classifier *classifier, size_t batch, size_t he
 }
 
 /* Everything that a caller can get wrong; nothing of it may crash. */
-static void mistakes(const convnextv2_classifier *classifier) {
+static void mistakes(const convnextv2_classifier* classifier) {
   uint8_t pixels[4 * 4 * 3] = {0};
   uint8_t out[3];
   float scores[1];
@@ -59,17 +59,22 @@ static void mistakes(const convnextv2_classifier *classifier) {
   report("no-filter", convnextv2_prepare(&image, &how, out));
   how.filter = CONVNEXTV2_BOX, how.short_side = 1, how.crop_width = how.crop_height = 2;
   report("large-crop", convnextv2_prepare(&image, &how, out));
+  how.crop_width = how.crop_height = 262144;
+  report("huge-crop", convnextv2_prepare(&image, &how, out));
   how.crop_width = 0;
   report("no-crop", convnextv2_prepare(&image, &how, out));
   image.width = 1, image.height = 100000, image.row_bytes = 0, image.pixel_bytes = 3;
   report("no-rows", convnextv2_prepare(&image, &how, out));
-  printf("label %s\n", convnextv2_label(classifier, convnextv2_label_count(classifier)) ? "beyond" : "none");
+  const int none = convnextv2_label(classifier, convnextv2_label_count(classifier)) == NULL &&
+                   convnextv2_label(NULL, 0) == NULL && convnextv2_label_count(NULL) == 0 &&
+                   convnextv2_embedding_size(NULL) == 0 && convnextv2_preparation_of(NULL) == NULL;
+  printf("label %s\n", none ? "none" : "something");
   convnextv2_close(NULL);
 }
 
-int main(int count, char **words) {
+int main(int count, char** words) {
   if (count < 2) return 2;
-  convnextv2_classifier *classifier = NULL;
+  convnextv2_classifier* classifier = NULL;
   const convnextv2_status status = convnextv2_open(words[1], &classifier);
   report("open", status);
   if (status != CONVNEXTV2_OK) return classifier == NULL ? 0 : 3;

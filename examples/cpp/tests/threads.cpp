@@ -1,5 +1,5 @@
-// Many threads at once, on two classifiers, while others are opened and closed and the app uses MLX itself: every answer
-// must be the one that a single thread gets. Built with ThreadSanitizer by the tests.
+// Many threads at once, on two classifiers, while others are opened and closed and the app uses MLX itself: every
+// answer must be the one that a single thread gets. Built with ThreadSanitizer by the tests.
 
 #include <atomic>
 #include <cstdio>

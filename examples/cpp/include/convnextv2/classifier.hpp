@@ -40,8 +40,8 @@ struct Description {
   convnextv2_preparation preparation{};
 };
 
-// Where an app keeps MLX's GPU kernels, the file mlx.metallib, when not beside libmlx.dylib: Contents/Resources of a signed
-// app. Called before anything else here; without Metal it has no effect. Throws Error: NOT_FOUND.
+// Where an app keeps MLX's GPU kernels, the file mlx.metallib, when not beside libmlx.dylib: Contents/Resources of a
+// signed app. Called before anything else here; without Metal it has no effect. Throws Error: NOT_FOUND.
 CONVNEXTV2_API void set_metallib(const std::filesystem::path& file);
 
 // Safe from any thread: MLX runs in a thread of the library's own, one call at a time.
