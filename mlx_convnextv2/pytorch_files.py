@@ -23,6 +23,7 @@ _NESTED_KEYS = (
     *("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema"),
     *("model", "state_dict", "model_state_dict", "module", "net", "network", "student", "teacher"),
 )
+_MAX_NESTING = 20  # a dictionary may hold itself
 
 
 def read_pytorch_header(file: Path) -> Header:
@@ -34,6 +35,8 @@ def read_pytorch_header(file: Path) -> Header:
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in names:
             raise ValueError(f"{file} holds {key} as {dtype}: save it as one of {', '.join(DTYPES)} first")
+        if not _is_whole(tensor):
+            raise ValueError(f"{file} does not hold every value of {key}: save it as a dense, contiguous tensor first")
         header[key] = Tensor(file, key, tuple(tensor.shape), DTYPES[dtype])
     return Header("pt", header, tuple(dropped))
 
@@ -95,9 +98,11 @@ def _state_dict(content: Any, file: Path) -> tuple[dict[str, Any], list[str]]:
     dropped: list[str] = []
     prefix = ""
     while isinstance(content, Mapping):
-        nested = next((key for key in _NESTED_KEYS if isinstance(content.get(key), Mapping)), None)
+        nested = next((key for key in _NESTED_KEYS if isinstance(content.get(key), Mapping) and content[key]), None)
         if nested is None:
             break
+        if prefix.count(".") == _MAX_NESTING:
+            raise ValueError(f"{file} nests dictionaries without end: save the model's state_dict() instead")
         if nested == "student" and isinstance(content.get("teacher"), Mapping):
             raise ValueError(f"{file} holds a student and a teacher: save the state_dict() of the one you want alone")
         dropped += [f"{prefix}{key}" for key in content if key != nested]
@@ -105,9 +110,19 @@ def _state_dict(content: Any, file: Path) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{file} holds a {type(content).__name__} and not a dictionary of tensors")
     tensors = {
-        key: value for key, value in content.items() if isinstance(value, torch.Tensor) and not is_leftover(str(key))
+        key: value
+        for key, value in content.items()
+        if isinstance(value, torch.Tensor) and isinstance(key, str) and not is_leftover(key)
     }
     dropped += [f"{prefix}{key}" for key in content if key not in tensors]
     if not tensors:
         raise ValueError(f"{file} holds no tensors; it has {some([str(key) for key in content])}")
     return tensors, dropped
+
+
+def _is_whole(tensor: Any) -> bool:
+    """Whether each value has a place of its own: not in sparse tensors, those without data and expanded ones."""
+    import torch
+
+    dense = tensor.layout == torch.strided and not tensor.is_meta
+    return dense and tensor.nbytes <= tensor.untyped_storage().nbytes()

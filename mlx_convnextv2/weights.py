@@ -135,6 +135,9 @@ class Checkpoint:
         tensors: dict[str, Tensor] = {}
         for key, full_key in bare.items():
             name = scheme.rename(key)
+            if name.startswith("classifier.") and 0 in raw[full_key].shape:  # the authors' way to have no head
+                dropped.append(full_key)
+                continue
             if name in tensors:
                 raise ValueError(f"{path} holds {name} under two names, {tensors[name].key} and {full_key}")
             tensors[name] = raw[full_key] if is_mlx else _in_mlx_layout(name, raw[full_key])

@@ -15,7 +15,7 @@ from conftest import ROOT  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 from source_keys import original_key  # noqa: E402
 
-from mlx_convnextv2 import load  # noqa: E402
+from mlx_convnextv2 import ConvNextV2Model, load  # noqa: E402
 from mlx_convnextv2.weights import to_pytorch_layout  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
@@ -51,6 +51,11 @@ def test_what_wrappers_put_before_the_names_goes(tmp_path, state, small_model, p
 def test_the_averaged_weights_are_preferred(tmp_path, state, small_model):
     other = {key: value + 1 for key, value in state.items()}
     torch.save({"model": other, "model_ema": state}, tmp_path / "weights.pt")
+    assert_same_weights(tmp_path / "weights.pt", small_model)
+
+
+def test_averaged_weights_that_are_none_hide_no_others(tmp_path, state, small_model):
+    torch.save({"model": state, "model_ema": {}}, tmp_path / "weights.pt")
     assert_same_weights(tmp_path / "weights.pt", small_model)
 
 
@@ -123,3 +128,43 @@ def test_a_mixture_of_schemes_shows_keys(tmp_path, state):
     torch.save({**state, "stem.0.weight": torch.zeros(1)}, tmp_path / "mixed.pt")
     with pytest.raises(ValueError, match="mixes the tensor names of timm and the original repository"):
         load(tmp_path / "mixed.pt")
+
+
+def test_numbers_for_names_are_left_out(tmp_path, state, small_model):
+    torch.save({**state, 0: torch.zeros(1)}, tmp_path / "weights.pt")
+    assert_same_weights(tmp_path / "weights.pt", small_model)
+    torch.save({0: torch.zeros(1)}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="holds no tensors"):
+        load(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda tensor: tensor.to_sparse(),
+        lambda tensor: tensor.to("meta"),
+        lambda tensor: tensor[:1].clone().expand(tensor.shape),  # a file of kilobytes could ask for gigabytes
+    ],
+    ids=["sparse", "meta", "expanded"],
+)
+def test_tensors_without_all_their_values_are_refused(tmp_path, state, spoil):
+    torch.save({**state, "norm.weight": spoil(state["norm.weight"])}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match=r"does not hold every value of norm\.weight"):
+        load(tmp_path / "weights.pt")
+
+
+def test_a_dictionary_that_holds_itself_ends(tmp_path):
+    content = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="without end"):
+        load(tmp_path / "weights.pt")
+
+
+def test_a_head_for_no_classes_is_no_head(tmp_path, run, state):
+    width = len(state["norm.weight"])
+    torch.save({**state, "head.weight": torch.zeros(0, width), "head.bias": torch.zeros(0)}, tmp_path / "weights.pt")
+    result = run("convert", "--hf-path", tmp_path / "weights.pt", "--mlx-path", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "Left out of what the file holds: head.weight, head.bias\n" in result.stdout
+    assert isinstance(load(tmp_path / "out")[0], ConvNextV2Model)
