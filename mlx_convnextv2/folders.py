@@ -132,7 +132,8 @@ def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> Non
         raise NotADirectoryError(f"{target} cannot be written: {nearest} is not a folder")
     if path.resolve() == Path.cwd():
         raise FileExistsError("the current folder cannot be replaced: choose another one")
-    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+    is_folder = path.is_dir() and not path.is_symlink()  # which a folder cannot be renamed to
+    if not os.path.lexists(path) or (is_folder and not any(path.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists already: choose another folder or pass overwrite (--overwrite)")

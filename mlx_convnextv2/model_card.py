@@ -12,6 +12,7 @@ from .config import ConvNextV2Config, read_json
 
 CARD_FILE = "README.md"
 _MAX_CARD_BYTES = 50_000  # YAML takes seconds for a megabyte
+_MAX_ALIASES = 10  # and for ever where each line merges the one before twice
 
 _IDENTIFIER = r"[\w.-]{1,50}"
 
@@ -150,7 +151,7 @@ def read_licence(source: Path) -> str | None:
 
     card, config = source / CARD_FILE, source / "config.json"
     stated = None
-    if card.is_file() and card.stat().st_size < _MAX_CARD_BYTES:
+    if card.is_file() and card.stat().st_size < _MAX_CARD_BYTES and _count_aliases(card) <= _MAX_ALIASES:
         try:
             stated = (metadata_load(card) or {}).get("license")
         except Exception:  # YAML's errors are of many kinds; a header that cannot be read states nothing
@@ -163,3 +164,9 @@ def read_licence(source: Path) -> str | None:
     # the Hub's identifiers; anything else would be somebody else's text in our header
     found = [licence for licence in licences if isinstance(licence, str) and re.fullmatch(_IDENTIFIER, licence)]
     return ", ".join(found) or None
+
+
+def _count_aliases(card: Path) -> int:
+    """How many of YAML's aliases, which are written with an asterisk, a model card's header can hold."""
+    header = card.read_text(encoding="utf-8", errors="replace").lstrip().split("\n---")[0]
+    return header.count("*")

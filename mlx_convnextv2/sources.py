@@ -26,13 +26,14 @@ _PILLOW_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box
 # timm's arguments that are told by the tensors, or change nothing at inference.
 _TIMM_INERT_ARGS = {
     *("in_chans", "num_classes", "depths", "dims", "patch_size", "conv_mlp", "use_grn", "ls_init_value", "conv_bias"),
-    *("drop_rate", "drop_path_rate", "img_size", "norm_eps"),
+    *("drop_rate", "drop_path_rate", "img_size"),
 }
 _TIMM_ONLY_ARGS = {
     "global_pool": ("avg", ""),
     "output_stride": (32,),
     "head_norm_first": (False,),
     "act_layer": ("gelu",),
+    "norm_eps": (None, _LAYER_NORM_EPS),
 }
 
 
@@ -178,13 +179,13 @@ def _values_from_timm(values: Mapping[str, Any], checkpoint: Checkpoint) -> dict
         if value not in allowed:
             raise ValueError(f"model_args has {name} = {value!r}, a variant of timm's that is not supported")
     ours = {**_values_from_tensors(checkpoint), "architecture": values["architecture"], "model_args": model_args}
-    ours["layer_norm_eps"] = model_args.get("norm_eps") or _LAYER_NORM_EPS
+    ours["layer_norm_eps"] = _LAYER_NORM_EPS
     input_size = (values.get("pretrained_cfg") or {}).get("input_size")
     if input_size is not None:
         ours["image_size"] = input_size[-1]
     label_names = values.get("label_names")
     if label_names is not None and len(label_names) == ours["num_labels"]:
-        ours["id2label"] = dict(enumerate(label_names))
+        ours["id2label"] = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names))
         del ours["num_labels"]
     return ours
 

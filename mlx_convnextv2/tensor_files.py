@@ -186,7 +186,8 @@ def save_weights(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file as the Hub's are written: indented, in UTF-8."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair: JSON's escape, too
 
 
 def as_dtype(dtype: str | mx.Dtype | None) -> mx.Dtype | None:

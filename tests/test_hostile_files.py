@@ -169,11 +169,30 @@ def test_any_json_value_in_any_place_is_a_sentence_or_does_no_harm(hf_folder, ti
         outcome(load, folder)
 
 
+def test_half_a_character_in_a_label_is_converted(copy, tmp_path):
+    edit_json(copy / "config.json", ("id2label", "3"), r'"\ud800"')
+    assert outcome(convert, copy, tmp_path / "out") is None
+    assert load(tmp_path / "out")[0].config.id2label[3] == "\ud800"
+
+
 @pytest.mark.parametrize("key", ["input_size", "mean", "std"])
 def test_a_timm_config_without_a_value_that_is_needed_is_named(timm_copy, key):
     edit_json(timm_copy / "config.json", ("pretrained_cfg", key), None)
     message = outcome(load, timm_copy)
     assert message is None or (key in message and str(timm_copy) in message)  # a default is as good
+
+
+@pytest.mark.parametrize("names", [[f"l{i}" for i in range(7)], {str(i): f"l{i}" for i in range(7)}], ids=type)
+def test_timm_s_label_names_are_a_list_or_a_dictionary(timm_copy, names):
+    edit_json(timm_copy / "config.json", ("label_names",), json.dumps(names))
+    assert load(timm_copy)[0].config.id2label == {i: f"l{i}" for i in range(7)}
+
+
+@pytest.mark.parametrize(("eps", "reads"), [("null", True), ("1e-6", True), ("1e-5", False)])
+def test_norms_of_timm_s_with_another_epsilon_are_refused(timm_copy, eps, reads):
+    """It would be that of every norm, and only the final one's can be told to our model."""
+    edit_json(timm_copy / "config.json", ("model_args", "norm_eps"), eps)
+    assert load(timm_copy) if reads else refused(timm_copy, "norm_eps") is None
 
 
 @pytest.mark.parametrize(
@@ -436,6 +455,12 @@ def test_a_licence_is_a_short_line_or_none(copy, tmp_path, text):
     assert outcome(convert, copy, tmp_path / "out") is None  # a card is no reason not to convert
     if stated is not None:
         assert f"license: {stated}\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_card_whose_header_doubles_at_every_line_states_nothing(tmp_path):
+    doubling = (f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40))
+    header = "\n".join(["a0: &a0 {k: v}", *doubling, "license: mit"])
+    assert licence(tmp_path, f"---\n{header}\n---\n".encode()) is None
 
 
 @many

@@ -570,6 +570,11 @@ def dangling_link(path: Path) -> None:
     path.symlink_to(path.parent / "nowhere")
 
 
+def link_to_empty_folder(path: Path) -> None:
+    (path.parent / "elsewhere").mkdir()
+    path.symlink_to(path.parent / "elsewhere")
+
+
 def link_to_checkpoint(path: Path) -> None:
     target = path.parent / "elsewhere"
     target.mkdir()
@@ -578,7 +583,7 @@ def link_to_checkpoint(path: Path) -> None:
     path.symlink_to(target)
 
 
-OCCUPIED = [full_folder, folder_with_config, file, dangling_link, link_to_checkpoint]
+OCCUPIED = [full_folder, folder_with_config, file, dangling_link, link_to_empty_folder, link_to_checkpoint]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
