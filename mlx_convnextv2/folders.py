@@ -132,11 +132,12 @@ def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> Non
         raise NotADirectoryError(f"{target} cannot be written: {nearest} is not a folder")
     if path.resolve() == Path.cwd():
         raise FileExistsError("the current folder cannot be replaced: choose another one")
-    is_folder = path.is_dir() and not path.is_symlink()  # which a folder cannot be renamed to
-    if not os.path.lexists(path) or (is_folder and not any(path.iterdir())):
+    # another folder can be renamed to neither a link nor where a disk is mounted
+    replaceable = path.is_dir() and not path.is_symlink() and not os.path.ismount(path)
+    if not os.path.lexists(path) or (replaceable and not any(path.iterdir())):
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists already: choose another folder or pass overwrite (--overwrite)")
     is_checkpoint = (path / "config.json").is_file() and any((path / f).is_file() for f in (WEIGHTS_FILE, INDEX_FILE))
-    if not is_checkpoint or path.is_symlink():
+    if not is_checkpoint or not replaceable:
         raise FileExistsError(f"{target} is not a checkpoint folder, so it is not replaced: choose another folder")

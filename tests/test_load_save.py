@@ -716,6 +716,16 @@ def test_a_file_that_cannot_grow_is_an_oserror_and_leaves_nothing(tmp_path, mlx_
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_where_a_disk_is_mounted_nothing_is_replaced(tmp_path, small_model, monkeypatch, overwrite):
+    target = tmp_path / "disk"
+    target.mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == target)
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        save(small_model, target, overwrite=overwrite)
+    assert list(tmp_path.iterdir()) == [target]
+
+
 @pytest.mark.parametrize("kilobytes", [8, 64])
 def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, mlx_folder, kilobytes):
     # In a mount namespace of its own, which ends with the process.
