@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import sys
@@ -111,6 +112,15 @@ def classify(args: argparse.Namespace) -> int:
     return cli.SOME_FAILED if failed else cli.DONE
 
 
+class StandardInput(io.BytesIO):
+    """All of standard input, read by the main thread: another one that waits for it could not be interrupted."""
+
+    name = "<stdin>"
+
+    def __init__(self) -> None:
+        super().__init__(sys.stdin.buffer.read())
+
+
 def find_inputs(arguments: Sequence[str]) -> list[Any]:
     """The images that the arguments name: paths and standard input, folders replaced by what they hold, if anything."""
     from .images import find_images
@@ -118,7 +128,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Any]:
     images: list[Any] = []
     for argument in arguments:
         if argument == "-":
-            images.append(sys.stdin.buffer)
+            images.append(StandardInput())
         else:
             found = find_images(argument) if os.path.isdir(argument) else []
             images += map(str, found) if found else [argument]
@@ -131,7 +141,7 @@ def _shortest(path: Path) -> str:
 
 
 def _name(result: Result) -> str:
-    return "-" if result.image is sys.stdin.buffer else str(result.image)
+    return "-" if isinstance(result.image, StandardInput) else str(result.image)
 
 
 def _table() -> Callable[[Result], str]:

@@ -27,6 +27,9 @@ def parser(name: str, description: str, examples: str) -> argparse.ArgumentParse
 
 def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, name: str) -> int:
     """Run a command and return its exit status; an error that a user can cause becomes one sentence on stderr."""
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:  # closed by the shell, as by `>&-`
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries end in an error of ours

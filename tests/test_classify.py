@@ -289,6 +289,35 @@ def test_ctrl_c_leaves_complete_lines_and_no_traceback(many, mlx_folder):
         json.loads(line)
 
 
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_waiting_for_standard_input_can_be_ended(mlx_folder, sent, status):
+    reader, writer = os.pipe()  # which nobody writes to
+    with tempfile.TemporaryFile("w+") as err:
+        command = [sys.executable, "-m", "mlx_convnextv2.classify", "-", "--model", str(mlx_folder)]
+        process = subprocess.Popen(command, cwd=ROOT, stdin=reader, stdout=subprocess.DEVNULL, stderr=err)
+        time.sleep(2)  # until it waits
+        process.send_signal(sent)
+        try:
+            assert process.wait(10) == status
+        finally:
+            process.kill()
+            os.close(reader)
+            os.close(writer)
+        err.seek(0)
+        assert err.read() == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_stream_that_the_shell_has_closed_is_no_traceback(closed, mlx_folder, photo, tmp_path):
+    Image.Image.save(photo, tmp_path / "photo.png")
+    image = "-" if closed == "<&-" else tmp_path / "photo.png"
+    command = f"{sys.executable} -m mlx_convnextv2.classify {image} --model {mlx_folder} {closed}"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    expected = "classify: <stdin> cannot be read: it is empty\n" if closed == "<&-" else ""
+    assert (done.returncode, done.stderr) == (2 if closed == "<&-" else 0, expected)
+    assert bool(done.stdout) == (closed == "2>&-")
+
+
 # --- on a terminal --------------------------------------------------------------------------------------------------
 
 
