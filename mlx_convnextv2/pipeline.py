@@ -99,12 +99,16 @@ class ImageClassifier:
         """Classify images as they come, in batches, in order: one `Result` each, with the error where one failed.
 
         A list's images are read and prepared in threads while others are classified, up to a batch and one for each
-        core ahead. Those of an iterator, which may be a camera, are taken when they are needed.
+        core ahead; in one thread where an open image or file is there twice, which two may not read at once. Those of
+        an iterator, which may be a camera, are taken when they are needed.
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
-        workers = available_cpus()
-        ahead = self.batch_size + workers if isinstance(images, list | tuple) else 1
+        workers, ahead = available_cpus(), 1
+        if isinstance(images, list | tuple):
+            ahead = self.batch_size + workers
+            opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
+            workers = workers if len(set(opened)) == len(opened) else 1
         prepared = map_ahead(self._prepare, images, workers, ahead)
         with closing(prepared):
             waiting: list[Result] = []

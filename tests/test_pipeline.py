@@ -202,6 +202,18 @@ def test_a_stream_takes_no_more_images_than_it_needs(small_model, small_processo
     assert len(taken) == 3
 
 
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_one_opened_image_many_times_in_a_list_is_read_right(small_model, small_processor, tmp_path, kind):
+    """Pillow reads it when it is first used, and two threads that do so at once would spoil it."""
+    path = tmp_path / f"noise.{kind}"
+    Image.effect_noise((1500, 1200), 60).convert("RGB").save(path)
+    classifier = ImageClassifier(small_model, small_processor)
+    expected = classifier([path] * 4)
+    for _ in range(3):
+        with Image.open(path) as image:
+            assert classifier([image] * 4) == expected
+
+
 def test_things_that_are_no_image_are_errors_of_the_stream(classifier, photo):
     things = [None, photo, np.zeros((3, 8, 8), np.uint8), 5, Image.new("RGB", (0, 4))]
     results = list(classifier.stream(things))
