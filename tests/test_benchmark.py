@@ -126,6 +126,15 @@ def test_other_weights_disagree(digits: Path) -> None:
     assert [agrees(result, "float32") for result in results] == [True, True, False]
 
 
+def test_peak_memory_is_not_that_of_the_command(digits: Path) -> None:
+    held = np.ones(50_000_000)  # 400 MB, as after a large checkpoint was written
+    worker = Worker(OURS, digits / "right", digits / "images.npy", "float32")
+    try:
+        assert 20e6 < worker.ask(1)["peak_bytes"] < held.nbytes / 2
+    finally:
+        worker.close()
+
+
 def test_a_contender_that_cannot_load_is_named(tmp_path: Path) -> None:
     with pytest.raises(PeerError, match=f"{OURS} failed: FileNotFoundError"):
         Worker(OURS, tmp_path / "nothing", tmp_path / "images.npy", "float32")
