@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -274,6 +275,20 @@ class TestSupports:
         pixel_values = mx.array(normal(1, 32, 32, 3))
         assert mx.array_equal(fuse(model)(pixel_values), model(pixel_values).logits)
 
+    def test_another_stride_is_not(self):
+        """The patches overlap then, or leave gaps."""
+        model = build()
+        model.convnextv2.embeddings.patch_embeddings.stride = (2, 2)
+        assert not cpu.supports(model)
+        pixel_values = mx.array(normal(1, 64, 64, 3))
+        assert mx.array_equal(fuse(model)(pixel_values), model(pixel_values).logits)
+
+    def test_a_head_without_a_bias_is_not(self):
+        model = build()
+        model.classifier = nn.Linear(model.config.hidden_sizes[-1], 5, bias=False)
+        pixel_values = mx.array(normal(1, 32, 32, 3))
+        assert mx.array_equal(fuse(model)(pixel_values), model(pixel_values).logits)
+
     def test_an_activation_of_ones_own_is_not(self):
         model = build()
         model.convnextv2.encoder.stages[1].layers[0].act = mx.tanh
@@ -293,6 +308,21 @@ class TestThreads:
 
         with pytest.raises(ValueError, match="three"):
             threads.for_each(fail, range(100), workers=2)
+
+    def test_for_each_ends_with_its_threads_at_rest(self):
+        """What the caller does after an error must not share its scratch arrays with an item that still runs."""
+        both, done = threading.Barrier(2), []
+
+        def fail_in_the_caller(_: int) -> None:
+            both.wait(timeout=10)
+            if threading.current_thread() is threading.main_thread():
+                raise MemoryError
+            time.sleep(0.2)
+            done.append(True)
+
+        with pytest.raises(MemoryError):
+            threads.for_each(fail_in_the_caller, range(2), workers=2)
+        assert done
 
     def test_the_blas_gets_its_threads_back(self):
         blas = threads.find_blas()

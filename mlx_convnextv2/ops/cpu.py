@@ -301,14 +301,28 @@ class NumpyClassifier:
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether `NumpyClassifier` computes this model: no layer is of a class of one's own."""
-    return all(type(module) in _KNOWN for module in model.modules()) and all(
-        module.act is ACT2FN[model.config.hidden_act]
-        for module in model.modules()
-        if isinstance(module, ConvNextV2Layer)
+    """Whether `NumpyClassifier` computes this model: no layer is of a class, or was given a form, of one's own."""
+    modules = model.modules()
+    blocks = [module for module in modules if isinstance(module, ConvNextV2Layer)]
+    depthwise = [block.dwconv for block in blocks]
+    return (
+        all(type(module) in _KNOWN for module in modules)
+        and all({"weight", "bias"} <= module.keys() for module in modules if isinstance(module, _AFFINE))
+        and all(block.act is ACT2FN[model.config.hidden_act] for block in blocks)
+        and all(
+            _projects_patches(module)
+            for module in modules
+            if isinstance(module, nn.Conv2d) and not any(module is other for other in depthwise)
+        )
     )
 
 
+def _projects_patches(convolution: nn.Conv2d) -> bool:
+    form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return form == (convolution.weight.shape[1:3], (0, 0), 1, 1)
+
+
+_AFFINE = (nn.LayerNorm, nn.Conv2d, nn.Linear, nn.QuantizedLinear)
 _KNOWN = {
     ConvNextV2ForImageClassification,
     ConvNextV2Model,

@@ -7,7 +7,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -40,7 +40,10 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
-    """Call function(item) for every item, in `workers` threads of which the caller's is one. Raises what one raises."""
+    """Call function(item) for every item, in `workers` threads of which the caller's is one. Raises what one raises.
+
+    When it returns or raises, no thread is at work any more: the items may use the caller's scratch arrays.
+    """
     waiting = deque(items)
 
     def work() -> None:
@@ -59,6 +62,7 @@ def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int
         waiting.clear()
         # A helper that has not begun is not needed any more, and may never begin: a forked process has no pool.
         running = [helper for helper in helpers if not helper.cancel()]
+        wait(running)
     for helper in running:
         helper.result()
 
