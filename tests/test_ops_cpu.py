@@ -336,6 +336,22 @@ class TestThreads:
             assert blas._get_threads() == 1
         assert blas._get_threads() == before
 
+    def test_threads_that_look_for_the_blas_together_find_one(self):
+        threads._find_blas.cache_clear()
+        together, found = threading.Barrier(8), []
+
+        def find() -> None:
+            together.wait(timeout=10)
+            found.append(threads.find_blas())
+
+        seekers = [threading.Thread(target=find) for _ in range(8)]
+        for seeker in seekers:
+            seeker.start()
+        for seeker in seekers:
+            seeker.join()
+        assert len(found) == 8
+        assert len(set(map(id, found))) == 1
+
     def test_without_openblas_the_numbers_are_the_same(self, small_model, monkeypatch):
         monkeypatch.setattr(cpu, "find_blas", lambda: None)
         assert_equals_plain(small_model, mx.array(normal(3, 64, 64, 3)))

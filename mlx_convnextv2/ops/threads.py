@@ -96,9 +96,20 @@ class Blas:
                     self._set_threads(self._threads_before)
 
 
-@cache
 def find_blas() -> Blas | None:
-    """numpy's OpenBLAS, or None where numpy was built with another BLAS or it cannot be told."""
+    """numpy's OpenBLAS, or None where numpy was built with another BLAS or it cannot be told.
+
+    There is one `Blas` for all threads: two would each put back what the other has set.
+    """
+    with _finding:
+        return _find_blas()
+
+
+_finding = threading.Lock()  # because `cache` lets threads that come together each call the function
+
+
+@cache
+def _find_blas() -> Blas | None:
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
             paths = {line.split(maxsplit=5)[-1].strip() for line in maps if "openblas" in line}
