@@ -30,7 +30,7 @@ def fuse(
 
     Raises:
         TypeError: the model is not a ConvNextV2ForImageClassification.
-        ValueError: a path that does not exist, or "numpy" for a model with layers of another class.
+        ValueError: a path that does not exist, or "numpy" for a model with layers of another class or form.
     """
     if not isinstance(model, ConvNextV2ForImageClassification):
         raise TypeError(f"fuse takes a ConvNextV2ForImageClassification, not a {type(model).__name__}")
@@ -42,7 +42,7 @@ def fuse(
         if cpu.supports(model):
             return cpu.NumpyClassifier(model, pooled)
         if path == "numpy":
-            raise ValueError('numpy does not know every class of layer in this model: leave the path "numpy" out')
+            raise ValueError('numpy does not know every layer of this model: leave the path "numpy" out')
 
     stages = [
         (stage.downsampling_layer, [_inference_block(layer, path) for layer in stage.layers])

@@ -301,7 +301,7 @@ class NumpyClassifier:
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether `NumpyClassifier` computes this model: no layer is of a class, or was given a form, of one's own."""
+    """Whether `NumpyClassifier` computes this model: no layer is of a class or a form of one's own."""
     modules = model.modules()
     blocks = [module for module in modules if isinstance(module, ConvNextV2Layer)]
     depthwise = [block.dwconv for block in blocks]
