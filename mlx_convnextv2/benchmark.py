@@ -140,7 +140,8 @@ def benchmark(args: argparse.Namespace) -> int:
         with tempfile.TemporaryDirectory() as temporary:
             measure(args, report, Path(temporary), failed)
     finally:
-        if args.json:  # what was measured before an error or an interruption, too
+        measured = any(report[name] for name in ("contenders", "results", "failures"))
+        if args.json and measured:  # before an error or an interruption, too
             args.json.write_text(json.dumps(report, indent=2) + "\n")
     if args.plot:
         plots.draw(report, args.plot)

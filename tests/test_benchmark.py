@@ -57,6 +57,14 @@ def test_the_digits_checkpoint(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     assert "images/s" in capfd.readouterr().out
 
 
+def test_old_figures_stay_where_nothing_was_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text("old")
+    assert benchmark.main(["--model", "/nowhere", "--json", str(file)]) == 2
+    assert "/nowhere" in capfd.readouterr().err
+    assert file.read_text() == "old"
+
+
 @pytest.mark.parametrize(
     "argv",
     [
