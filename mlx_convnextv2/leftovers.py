@@ -34,7 +34,7 @@ def unwrap(keys: Collection[str], leftovers: Collection[str] = ()) -> tuple[dict
         leftovers: what the file holds besides, which may tell that a copy is averaged.
 
     Raises:
-        ValueError: weights are there twice and it is not clear which copy is the average.
+        ValueError: weights are there twice and it is not clear which copy is the average, or that one is not whole.
     """
     prefixes = {key: (WRAPPERS.match(key) or [""])[0] for key in keys}
     names: dict[str, list[str]] = {}
@@ -50,6 +50,12 @@ def unwrap(keys: Collection[str], leftovers: Collection[str] = ()) -> tuple[dict
             "take is not clear: save one copy alone, such as the EMA's"
         )
     superseded = copies - {averaged[0]}
+    lost = [name for name, doubled in names.items() if all(prefixes[key] in superseded for key in doubled)]
+    if lost:
+        raise ValueError(
+            f"the averaged copy, under {averaged[0]!r}, lacks {len(lost)} of the weights, such as {lost[0]}: save one "
+            "whole copy alone"
+        )
     kept = {key[len(prefix) :]: key for key, prefix in prefixes.items() if prefix not in superseded}
     return kept, [key for key, prefix in prefixes.items() if prefix in superseded]
 

@@ -270,7 +270,12 @@ def test_two_copies_of_which_none_is_the_average_are_refused(copy, first, second
 def test_a_tensor_that_the_averaged_copy_lacks_is_not_taken_from_the_other(copy):
     twice(copy, "ema.", "model.")
     rewrite(copy, lambda weights: {key: array for key, array in weights.items() if key != f"ema.{BIAS}"})
-    assert_refused(copy, "1 missing", BIAS)
+    assert_refused(copy, "the averaged copy, under 'ema.', lacks 1 of the weights", BIAS)
+
+
+def test_an_averaged_copy_of_a_single_weight_is_not_taken_for_all(copy):
+    rewrite(copy, lambda weights: {**weights, f"ema.{BIAS}": weights[BIAS]})
+    assert_refused(copy, "the averaged copy, under 'ema.', lacks", "save one whole copy alone")
 
 
 def test_many_names_of_one_first_word_are_listed_as_that_word():
