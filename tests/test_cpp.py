@@ -36,6 +36,7 @@ SOURCE = ROOT / "examples" / "cpp"
 PILLOW = int(PIL.__version__.split(".")[0])
 OK, INVALID_ARGUMENT, NOT_FOUND, BAD_DESCRIPTION, WRONG_VERSION, WRONG_DEVICE = range(6)
 DAMAGED, WRONG_SHAPE, STREAM_TAKEN, BAD_IMAGE, NO_MEMORY, FAILED = range(6, 12)
+ADDRESS_SANITIZED = ("convnextv2-classify", "probe", "lifetime")
 PROBABILITIES = {"name": "probabilities", "dtype": "float32", "shape": ["batch", 10]}
 
 
@@ -48,21 +49,22 @@ def tool(name: str) -> str:
     return found
 
 
-def build(folder: Path, *options: str) -> Path:
+def build(folder: Path, *options: str, targets: tuple[str, ...] = ("all",)) -> Path:
     tool("c++")
     python = f"-DPython3_EXECUTABLE={sys.executable}"
     for command in (
         ["-S", SOURCE, "-B", folder, python, "-DCONVNEXTV2_TESTS=ON", *options],
-        ["--build", folder, "--parallel"],
+        ["--build", folder, "--parallel", "--target", *targets],
     ):
         done = subprocess.run([tool("cmake"), *command], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
-def sanitized(folder: Path, what: str) -> Path:
+def sanitized(folder: Path, what: str, *targets: str) -> Path:
     flags = f"-fsanitize={what} -fno-sanitize-recover=all"
-    return build(folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")
+    options = ("-DCMAKE_BUILD_TYPE=RelWithDebInfo", f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")
+    return build(folder, *options, targets=targets)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +74,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def built_with_address_sanitizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sanitized(tmp_path_factory.mktemp("asan"), "address,undefined")
+    return sanitized(tmp_path_factory.mktemp("asan"), "address,undefined", *ADDRESS_SANITIZED)
 
 
 @pytest.fixture(scope="session")
@@ -474,7 +476,7 @@ def test_one_bad_image_does_not_stop_the_rest(built: Path, demo_graph: Path) -> 
 
 
 def test_threads_get_the_right_answers_without_a_race(demo_graph: Path, tmp_path: Path, small_model) -> None:
-    built = sanitized(tmp_path / "tsan", "thread")
+    built = sanitized(tmp_path / "tsan", "thread", "threads")
     export_model(small_model, ConvNextImageProcessor(size=32), tmp_path / "graph", batches=[1])
     options = f"suppressions={SOURCE / 'tests' / 'tsan.supp'} halt_on_error=1"
     command = [built / "threads", demo_graph, tmp_path / "graph"]
