@@ -82,7 +82,7 @@ def peak_memory(folder: Path) -> float:
     _, status, usage = os.wait4(process.pid, 0)
     if status != 0:
         raise SystemExit("classify failed")
-    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def make_checkpoint(folder: Path, size: str) -> None:

@@ -8,13 +8,13 @@ Each step is the peak of a process of its own, less what the same imports take w
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 IMPORTS = "import sys; from mlx_convnextv2 import ImageClassifier, fuse, load; import mlx.core as mx, numpy as np\n"
+REPORT = "from mlx_convnextv2.benchmarking.memory import peak_bytes; print(peak_bytes())"
 LOAD = "model, processor = load(sys.argv[1], dtype=sys.argv[2] or None)\n"
 STEPS = {
     "load, weights evaluated": f"{LOAD}mx.eval(model.parameters())",
@@ -28,11 +28,11 @@ STEPS = {
 
 def peak(code: str, *arguments: str) -> float:
     """The peak memory of a Python process in MB."""
-    process = subprocess.Popen([sys.executable, "-c", IMPORTS + code, *arguments])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status != 0:
+    command = [sys.executable, "-c", f"{IMPORTS}{code}\n{REPORT}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode != 0:
         raise SystemExit("a step failed")
-    return usage.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+    return int(done.stdout) / 1e6
 
 
 def measure(size: str, dtype: str = "") -> tuple[float, float, dict[str, float]]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import signal
 import statistics
 import sys
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from .exports import export, timm_model, torch_model
+from .memory import peak_bytes
 from .peers import OURS
 
 TURN_S = 0.2  # a turn lasts until so many seconds are measured, and one pass at least
@@ -196,17 +196,6 @@ _LOADERS: dict[str, Callable[[Path, str], Contender]] = {
 }
 
 
-def _peak_bytes() -> int:
-    """The most memory that this process has held, in bytes."""
-    if sys.platform == "linux":  # where ru_maxrss is never below what the parent held when it started this process
-        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-        if found:
-            return 1024 * int(found[1])
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def _turn(run: Predict) -> float:
     """The median time of a pass in seconds. The first is not counted: others have had the caches and the cores."""
     run(False)
@@ -249,7 +238,7 @@ def main(argv: list[str]) -> int:
                 shape, run = (batch, side), contender.prepare(np.array(images[:batch, :side, :side]))
             logits = run(True).tolist() if request["logits"] else None
             seconds = _turn(run)
-            memory = {"peak_bytes": _peak_bytes(), "gpu_peak_bytes": contender.gpu_peak_bytes()}
+            memory = {"peak_bytes": peak_bytes(), "gpu_peak_bytes": contender.gpu_peak_bytes()}
             answer({"seconds": seconds, "logits": logits, **memory})
     except Exception as error:
         answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
