@@ -30,6 +30,7 @@ from .tensor_files import dtype_name, is_floating, write_json
 
 GRAPH_FILE, DESCRIPTION_FILE, README_FILE = "model.mlxfn", "model.json", "README.md"
 FORMAT_VERSION = 1
+MAX_BATCH = 4096  # the C++ library takes no larger one
 _PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 # The traced graph beside the Python model, as a part of the largest probability: the same operations in another order.
 _TOLERANCES = {"float32": 1e-5, "float16": 2.0**-8, "bfloat16": 2.0**-5}
@@ -62,12 +63,15 @@ def export_model(
 
     Raises:
         FileExistsError: the folder exists.
-        ValueError: the model has no head, a batch is not a positive number, or the graph differs from the model.
+        ValueError: the model has no head, a batch is not a number of 1 to 4096, the path is not in UTF-8, or the graph
+            differs from the model.
     """
     if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
         raise ValueError(f"{name} has no classification head, so that a graph of it could not name what an image shows")
-    if not batches or not all(isinstance(batch, int) and batch > 0 for batch in batches):
-        raise ValueError(f"batches must be whole numbers of at least 1, not {list(batches)!r}")
+    if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
+        raise ValueError(f"batches must be whole numbers of at least 1 and at most {MAX_BATCH}, not {list(batches)!r}")
+    if any("\ud800" <= character <= "\udfff" for character in str(Path(path).absolute())):
+        raise ValueError(f"{path} is not in UTF-8, in which MLX names its files: choose another folder")
     batches = sorted(set(batches))
     height, width = _input_shape(model, processor)
     channels = len(processor.image_mean)
@@ -208,7 +212,7 @@ def _sha256(file: Path) -> str:
 _README = Template("""\
 # $model, as a graph for MLX
 
-`$graph` takes uint8 RGB pixels, $shapes, and returns $outputs.
+`$graph` takes uint8 $colour pixels, $shapes, and returns $outputs.
 Rescaling, normalisation and softmax are inside; the weights are $weights. `$description` has the labels, in the order
 of the probabilities, and how to resize and crop.
 
@@ -216,7 +220,7 @@ of the probabilities, and how to resize and crop.
 - It runs on $device, wherever it is loaded.$cpu_note
 - Only these batch sizes were traced; another is an error.
 - Check the file against `sha256` in `$description` before you load it.
-- In C++, C and Swift the library in `examples/cpp` of mlx_convnextv2 does all of that, and the resizing;
+- In C++, C and Swift the library in `examples/cpp` of mlx_convnextv2 does all of that, and the resizing, for RGB;
   `docs/embedding.md` there is about shipping it in an app. In Python:
 
 ```python
@@ -238,6 +242,7 @@ def _readme(description: dict[str, Any]) -> str:
     return _README.substitute(
         model=description["model"],
         graph=GRAPH_FILE,
+        colour=description["input"]["colour"],
         description=DESCRIPTION_FILE,
         shapes=" or ".join(shapes),
         shape=shapes[0],

@@ -80,6 +80,19 @@ def test_the_file_is_the_weights_and_two_percent(bits: int | None, tmp_path: Pat
     assert weights <= description["bytes"] <= 1.02 * weights
 
 
+def test_a_batch_size_adds_a_tenth_of_a_megabyte(tmp_path: Path) -> None:
+    """More than two percent of the smallest files."""
+    model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size("atto"))
+    model.set_dtype(mx.float16)
+    quantize(model, 4, 32)
+    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    for batches in ([1], [1, 8]):
+        description = export_model(
+            model, ConvNextImageProcessor(size=32), tmp_path / str(len(batches)), batches=batches
+        )
+        assert description["bytes"] <= weights + 0.1e6 * len(batches)
+
+
 def test_the_description_says_what_is_there(tmp_path: Path) -> None:
     model, processor = load(DEMO)
     export_model(model, processor, tmp_path / "graph", batches=[2], features=True, name="digits")
@@ -142,11 +155,21 @@ def test_the_command_and_what_its_readme_shows(run, tmp_path: Path) -> None:
     assert done.stdout.strip() == ImageClassifier(DEMO)(IMAGES[7])[0]["label"] == "7"
 
 
+def test_grey_images(tmp_path: Path) -> None:
+    config = ConvNextV2Config(hidden_sizes=[8], depths=[1], num_stages=1, num_channels=1)
+    processor = ConvNextImageProcessor(size=32, image_mean=[0.5], image_std=[0.5])
+    description = export_model(ConvNextV2ForImageClassification(config), processor, tmp_path / "graph")
+    assert description["input"]["colour"] == "grey"
+    assert "takes uint8 grey pixels, (1, 32, 32, 1)," in (tmp_path / "graph" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--batch", "0"], "at least 1"),
         (["--batch", "1,x"], "at least 1"),
+        (["--batch", "1,3000000000"], "at most 4096"),
+        (["--output", "\udcff/graph"], "not in UTF-8"),
         (["--q-bits", "4"], "go with -q"),
         (["--model", "/nowhere"], "no folder called '/nowhere'"),
         (["-q", "--q-bits", "7"], "bits"),
