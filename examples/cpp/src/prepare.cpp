@@ -40,7 +40,8 @@ double hamming(double x) {
   if (x == 0.0) return 1.0;
   if (x >= 1.0) return 0.0;
   x *= std::numbers::pi;
-  return std::sin(x) / x * (0.54 + 0.46 * std::cos(x));
+  constexpr double a = 0.54F, b = 0.46F;  // in Pillow numbers of 24 bits
+  return std::sin(x) / x * (a + b * std::cos(x));
 }
 
 // Keys' cubic convolution with a = -1/2.
