@@ -26,10 +26,8 @@ void require(bool condition, const char* what) {
 }
 
 std::size_t whole_number(const json& value, std::size_t largest) {
-  const auto number = value.get<std::int64_t>();
-  require(value.is_number_integer() && number >= 1 && static_cast<std::uint64_t>(number) <= largest,
-          "a number is missing or out of bounds");
-  return static_cast<std::size_t>(number);
+  require(value.is_number_integer() && value >= 1 && value <= largest, "a number is missing or out of bounds");
+  return value.get<std::size_t>();
 }
 
 // An output's name and the length of its rows.
@@ -73,7 +71,7 @@ convnextv2_preparation read_preparation(const json& preprocessing, std::size_t w
 }
 
 Folder read(const json& file) {
-  require(file.is_object() && file.value("format", json()) == "mlx_convnextv2 graph",
+  require(file.is_object() && file.at("format") == "mlx_convnextv2 graph",
           "it does not describe a graph of mlx_convnextv2");
   require(file.at("format_version") == 1, "its format is newer than this library: build the library anew");
   Folder folder;
@@ -81,8 +79,9 @@ Folder read(const json& file) {
   description.model = file.at("model").get<std::string>();
   description.mlx_version = file.at("mlx_version").get<std::string>();
   description.device = file.at("device").get<std::string>();
-  description.stream = file.at("stream").get<int>();
-  require(description.stream >= 0 && description.stream < 64, "its stream is out of bounds");
+  const json& stream = file.at("stream");
+  require(stream.is_number_integer() && stream >= 0 && stream < 64, "its stream is out of bounds");
+  description.stream = stream.get<int>();
 
   const json& input = file.at("input");
   const json& shape = input.at("shape");

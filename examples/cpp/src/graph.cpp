@@ -52,9 +52,9 @@ void check_file(const Folder& folder) {
 // Make the stream that the graph will ask for by its number this thread's default one.
 void claim_stream(const mx::Device& device, int number) {
   static auto& streams = *new std::map<int, mx::Stream>;  // the MLX thread's, which outlives static objects as it does
-  for (int latest = -1; !streams.contains(number) && latest < number;) {
+  while (streams.empty() || streams.rbegin()->first < number) {
     const mx::Stream stream = mx::new_stream(device);
-    streams.emplace(latest = stream.index, stream);
+    streams.emplace(stream.index, stream);
   }
   const auto found = streams.find(number);
   if (found == streams.end() || found->second.device != device) {
@@ -85,12 +85,13 @@ Graph::Graph(const Folder& folder)
     MlxThread::instance().run([this] { loaded_.reset(); });
     throw;
   }
+  MlxThread::instance().finish_at_exit();
 }
 
 Graph::~Graph() {
   try {
     MlxThread::instance().run([this] { loaded_.reset(); });
-  } catch (const Error&) {  // after a fork: the memory goes with the process
+  } catch (const Error&) {  // after a fork, or at the process's end: the memory goes with it
     static_cast<void>(loaded_.release());
   }
 }

@@ -3,10 +3,10 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <new>
 #include <optional>
 #include <string>
-#include <thread>
 
 #include "convnextv2/error.hpp"
 
@@ -29,14 +29,30 @@ MlxThread::MlxThread() : process_(getpid()) {
 
 void MlxThread::run(const std::function<void()>& body) {
   if (getpid() != process_) {
-    throw Error(CONVNEXTV2_FAILED, "a classifier that was opened before a fork cannot be used after it: open it there");
+    throw Error(
+        CONVNEXTV2_FAILED,
+        "MLX was used before this process was forked and cannot be used after it: fork before anything is opened");
   }
   Task task{body, std::nullopt};
   std::unique_lock lock(mutex_);
+  if (ending_ != std::thread::id() && ending_ != std::this_thread::get_id()) {
+    throw Error(CONVNEXTV2_FAILED, "the process is ending");
+  }
   tasks_.push(&task);
   changed_.notify_all();
   changed_.wait(lock, [&task] { return task.done; });
   if (task.error) throw *task.error;
+}
+
+void MlxThread::finish_at_exit() {
+  [[maybe_unused]] static const int registered = std::atexit([] { instance().finish(); });
+}
+
+void MlxThread::finish() {
+  if (getpid() != process_) return;
+  std::unique_lock lock(mutex_);
+  ending_ = std::this_thread::get_id();
+  changed_.wait(lock, [this] { return tasks_.empty(); });
 }
 
 void MlxThread::work() {
@@ -44,7 +60,6 @@ void MlxThread::work() {
   while (true) {
     changed_.wait(lock, [this] { return !tasks_.empty(); });
     Task& task = *tasks_.front();
-    tasks_.pop();
     lock.unlock();
     try {
       task.body();
@@ -60,6 +75,7 @@ void MlxThread::work() {
       task.error.emplace(CONVNEXTV2_FAILED, "MLX: an unknown error");
     }
     lock.lock();
+    tasks_.pop();
     task.done = true;
     changed_.notify_all();
   }

@@ -6,6 +6,7 @@
 #include <functional>
 #include <mutex>
 #include <queue>
+#include <thread>
 
 namespace convnextv2 {
 
@@ -16,14 +17,20 @@ class MlxThread {
   // Run the body in the thread, after those that came before, and wait for it. What it throws arrives as an Error.
   void run(const std::function<void()>& body);
 
+  // Have the end of the process wait for the calls of other threads, and refuse later ones. Called once MLX has made
+  // what it destroys then, so that this comes before.
+  void finish_at_exit();
+
  private:
   struct Task;
   MlxThread();
   void work();
+  void finish();
 
   std::mutex mutex_;
   std::condition_variable changed_;  // a task was added, or one is done
-  std::queue<Task*> tasks_;
+  std::queue<Task*> tasks_;          // the one at the front runs
+  std::thread::id ending_;           // the thread that ends the process
   int process_;
 };
 

@@ -44,7 +44,8 @@ struct Description {
 // signed app. Called before anything else here; without Metal it has no effect. Throws Error: NOT_FOUND.
 CONVNEXTV2_API void set_metallib(const std::filesystem::path& file);
 
-// Safe from any thread: MLX runs in a thread of the library's own, one call at a time.
+// Safe from any thread: MLX runs in a thread of the library's own, one call at a time. One that was moved from can only
+// be destroyed or assigned to.
 class CONVNEXTV2_API Classifier {
  public:
   // Open a folder that `python -m mlx_convnextv2.export` wrote: its version, device and checksum are checked before MLX
