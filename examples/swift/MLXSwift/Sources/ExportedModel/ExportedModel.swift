@@ -72,7 +72,8 @@ public struct ExportedModel: Decodable, Sendable {
             throw ExportedModelError("\(file.path) cannot be read as an exported model: \(error.localizedDescription)")
         }
         guard format == "mlx_convnextv2 graph", formatVersion == 1, input.dtype == "uint8", input.colour == "RGB",
-            input.shape.lengths.count == 3, input.shape.lengths[2] == 3, width > 0, height > 0, !batches.isEmpty,
+            input.shape.lengths.count == 3, input.shape.lengths[2] == 3, (1...8192).contains(width),
+            (1...8192).contains(height), !batches.isEmpty, batches.allSatisfy((1...4096).contains),
             graph == URL(fileURLWithPath: graph).lastPathComponent
         else { throw ExportedModelError("\(file.path) describes a graph of another kind: export the model again") }
     }

@@ -22,7 +22,19 @@ final class ExportedModelTests: XCTestCase {
         XCTAssertThrowsError(try ExportedModel(folder: URL(fileURLWithPath: "/nowhere"))) { error in
             XCTAssertTrue(error.localizedDescription.contains("/nowhere/model.json"))
         }
-        let model = try ExportedModel(folder: path("EXPORTED_FOLDER"))
+        let folder = try path("EXPORTED_FOLDER")
+        let changed = FileManager.default.temporaryDirectory.appendingPathComponent(UUID().uuidString)
+        try FileManager.default.createDirectory(at: changed, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: changed) }
+        let told = try JSONSerialization.jsonObject(with: Data(contentsOf: folder.appendingPathComponent("model.json")))
+        for (key, value) in [("batches", [0]), ("batches", []), ("labels", [1])] as [(String, [Any])] {
+            var description = try XCTUnwrap(told as? [String: Any])
+            description[key] = value
+            let data = try JSONSerialization.data(withJSONObject: description)
+            try data.write(to: changed.appendingPathComponent("model.json"))
+            XCTAssertThrowsError(try ExportedModel(folder: changed), key)
+        }
+        let model = try ExportedModel(folder: folder)
         let strip = PixelImage(width: 1, height: 200_000, pixels: [UInt8](repeating: 0, count: 600_000))
         XCTAssertThrowsError(try model.prepare(strip)) { error in
             XCTAssertTrue(error.localizedDescription.contains("too narrow"))
