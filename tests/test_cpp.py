@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import PIL
 import pytest
@@ -189,6 +190,20 @@ def test_what_a_reader_sees(built: Path, demo_graph: Path) -> None:
     theirs = program(sys.executable, "-m", "mlx_convnextv2.classify", "--demo", *arguments, env=os.environ)
     assert ours.stdout == theirs.stdout
     assert "7" in ours.stdout.splitlines()[1]
+
+
+def test_scores_that_are_no_numbers(built: Path, demo_graph: Path, tmp_path: Path) -> None:
+    """As float16 can make them; a bar of their length was a gigabyte."""
+    graph = tmp_path / "model.mlxfn"
+    with mx.exporter(str(graph), lambda pixels: (mx.full((1, 10), mx.nan) + pixels[:, 0, 0, :1],)) as exporter:
+        exporter(mx.zeros((1, 32, 32, 3), mx.uint8))
+    content = graph.read_bytes()
+    sums = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    folder = changed(demo_graph, tmp_path / "graph", outputs=[PROBABILITIES], batches=[1], **sums)
+    shutil.copy(graph, folder)
+    done = program(built / "convnextv2-classify", folder, SOURCE / "digit-7.ppm")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout) < 1000
 
 
 # Resizing

@@ -1,6 +1,7 @@
 // convnextv2-classify: an exported model and PPM images in, labels out, as `python -m mlx_convnextv2.classify` prints
 // them.
 
+#include <algorithm>
 #include <charconv>
 #include <cstdio>
 #include <cstring>
@@ -74,7 +75,8 @@ std::optional<Arguments> parse(const std::vector<std::string>& words, std::strin
 
 std::string bar(float score) {
   static const char* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
-  const int length = static_cast<int>(score * kBarWidth * 8 + 0.5F);
+  const float part = score > 0 ? std::min(score, 1.0F) : 0.0F;  // 0 of NaN
+  const int length = static_cast<int>(part * kBarWidth * 8 + 0.5F);
   std::string text;
   int columns = length / 8;
   for (int i = 0; i < columns; ++i) text += "█";
