@@ -21,8 +21,8 @@ struct Fault {
   std::string what;
 };
 
-void require(bool condition, const char* what) {
-  if (!condition) throw Fault{what};
+void require(bool condition, const std::string& what) {
+  if (!condition) throw Fault{what + ": export the model again"};
 }
 
 std::size_t whole_number(const json& value, std::size_t largest) {
@@ -51,7 +51,10 @@ convnextv2_preparation read_preparation(const json& preprocessing, std::size_t w
   if (resize.is_null()) return result;
   result.resizes = 1;
   const auto filter = filters.find(resize.at("filter").get<std::string>());
-  require(filter != filters.end(), "images are resized with a filter that this library does not have");
+  if (filter == filters.end()) {
+    throw Fault{"images are resized with " + resize.at("filter").get<std::string>() +
+                ", which this library does not have: resize them in the app and call the graph itself"};
+  }
   result.filter = filter->second;
   const auto version = resize.at("pillow_version").get<std::string>();
   const auto [end, error] = std::from_chars(version.data(), version.data() + version.size(), result.pillow);
@@ -73,7 +76,7 @@ convnextv2_preparation read_preparation(const json& preprocessing, std::size_t w
 Folder read(const json& file) {
   require(file.is_object() && file.at("format") == "mlx_convnextv2 graph",
           "it does not describe a graph of mlx_convnextv2");
-  require(file.at("format_version") == 1, "its format is newer than this library: build the library anew");
+  if (file.at("format_version") != 1) throw Fault{"its format is newer than this library: build the library anew"};
   Folder folder;
   Description& description = folder.description;
   description.model = file.at("model").get<std::string>();
@@ -87,7 +90,8 @@ Folder read(const json& file) {
   const json& shape = input.at("shape");
   require(input.at("dtype") == "uint8" && input.at("layout") == "NHWC" && shape.size() == 4 && shape.at(0) == "batch",
           "its input is not uint8 in NHWC");
-  require(input.at("colour") == "RGB" && shape.at(3) == 3, "its images are not RGB: this library takes no others");
+  if (input.at("colour") != "RGB") throw Fault{"its images are not RGB: this library takes no others"};
+  require(shape.at(3) == 3, "an RGB image does not have three channels");
   description.height = whole_number(shape.at(1), kMaxInputSide);
   description.width = whole_number(shape.at(2), kMaxInputSide);
   for (const json& batch : file.at("batches")) description.batches.push_back(whole_number(batch, kMaxBatch));
@@ -118,7 +122,7 @@ Folder read(const json& file) {
 Folder read_folder(const std::filesystem::path& path) {
   const std::filesystem::path name = path / "model.json";
   const auto bad = [&name](const std::string& why) {
-    return Error(CONVNEXTV2_BAD_DESCRIPTION, name.string() + ": " + why + "; export the model again");
+    return Error(CONVNEXTV2_BAD_DESCRIPTION, name.string() + ": " + why);
   };
   std::error_code error;
   const auto size = std::filesystem::file_size(name, error);  // an error for a folder
@@ -128,13 +132,13 @@ Folder read_folder(const std::filesystem::path& path) {
                                           " is not there or cannot be read: give a folder that `python -m "
                                           "mlx_convnextv2.export` wrote");
   }
-  if (size > kMaxDescriptionBytes) throw bad("it is too large for a description");
+  if (size > kMaxDescriptionBytes) throw bad("it is too large for a description: export the model again");
   try {
     Folder folder = read(json::parse(file));
     folder.graph = path / folder.graph;
     return folder;
   } catch (const json::exception&) {
-    throw bad("it is not JSON, or a field is missing or of another type");
+    throw bad("it is not JSON, or a field is missing or of another type: export the model again");
   } catch (const Fault& fault) {
     throw bad(fault.what);
   }

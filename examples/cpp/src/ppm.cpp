@@ -10,20 +10,20 @@
 namespace convnextv2 {
 namespace {
 
-// The next number of the header, at most `limit`; nothing where there is none.
+bool is_space(int character) { return character == ' ' || (character >= '\t' && character <= '\r'); }
+
+// The next number of the header, at most `limit`, with the one white space behind it; nothing where there is none.
 std::optional<std::size_t> read_number(std::istream& file, std::size_t limit) {
-  int character = file.get();
-  while (character == '#' || (character >= '\t' && character <= '\r') || character == ' ') {
-    if (character == '#') file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
-    character = file.get();
+  while (is_space(file.peek()) || file.peek() == '#') {
+    if (file.get() == '#') file.ignore(std::numeric_limits<std::streamsize>::max(), '\n');
   }
   std::optional<std::size_t> number;
-  while (character >= '0' && character <= '9') {
+  int character = file.get();
+  for (; character >= '0' && character <= '9'; character = file.get()) {
     number = number.value_or(0) * 10 + static_cast<std::size_t>(character - '0');
     if (*number > limit) return std::nullopt;
-    character = file.get();  // the one white space behind the number goes with it
   }
-  return number;
+  return is_space(character) ? number : std::nullopt;
 }
 
 }  // namespace
@@ -37,7 +37,7 @@ Image read_ppm(const std::filesystem::path& path) {
   const auto bad = [&path](const std::string& why) { return Error(CONVNEXTV2_BAD_IMAGE, path.string() + ": " + why); };
   char magic[2] = {};
   file.read(magic, 2);
-  if (magic[0] != 'P' || magic[1] != '6') {
+  if (magic[0] != 'P' || magic[1] != '6' || !(is_space(file.peek()) || file.peek() == '#')) {
     throw bad("not a binary PPM file (P6): convert it, for example with `magick photo.jpg photo.ppm`");
   }
   const auto width = read_number(file, kMaxSide);

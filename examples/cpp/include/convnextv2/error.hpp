@@ -1,4 +1,5 @@
-// The one exception of the library: a status that a program can act on, and a sentence that says what to do.
+// The one exception of the library, but for std::bad_alloc: a status that a program can act on, and a sentence that
+// says what to do.
 #pragma once
 
 #include <stdexcept>
