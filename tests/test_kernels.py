@@ -401,10 +401,19 @@ class TestExport:
         predict = fuse(model, "kernel")
         mx.export_function(str(tmp_path / "model.mlxfn"), predict, random(1, 32, 32, 3))
         content = (tmp_path / "model.mlxfn").read_bytes()
-        assert gpu.source("metal").encode() in content
+        for headers in (gpu.DEPTHWISE_HEADERS, gpu.GELU_HEADERS, gpu.GRN_HEADERS):
+            assert gpu.source("metal", headers).encode() in content
         names = {launch.name for launch in proof.launches(predict, random(1, 96, 96, 3))}
         for kernel in ("depthwise_layer_norm_residual", "gelu_sum_of_squares", "sum_of_squares_of_gelu", "grn_scale"):
             assert any(f"convnextv2_{kernel}_" in name for name in names), kernel
+
+    def test_a_graph_with_kernels_is_the_weights_and_two_percent(self, tmp_path) -> None:
+        """The smallest published size in float32, one batch: each of its launches holds the text of its kernel."""
+        atto = ConvNextV2ForImageClassification(ConvNextV2Config.from_size("atto"))
+        mx.eval(atto.parameters())
+        mx.export_function(str(tmp_path / "model.mlxfn"), fuse(atto, "kernel"), random(1, 224, 224, 3))
+        weights = sum(array.nbytes for _, array in tree_flatten(atto.parameters()))
+        assert weights <= (tmp_path / "model.mlxfn").stat().st_size <= 1.02 * weights
 
     def test_compiled_graphs_hold_the_kernels_too(self, model: ConvNextV2ForImageClassification) -> None:
         predict, pixel_values = fuse(model, "kernel"), random(1, 64, 64, 3)

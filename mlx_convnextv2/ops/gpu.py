@@ -23,7 +23,9 @@ _ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
 _MOST_STRIPS = 32
 _LEAST_PIXELS = 8  # of a strip
 
-_HEADERS = ("reduce.h", "depthwise_layer_norm.h", "gelu.h", "gelu_grn.h")
+DEPTHWISE_HEADERS = ("reduce.h", "depthwise_layer_norm.h")
+GELU_HEADERS = ("gelu.h", "gelu_grn.h")
+GRN_HEADERS = ("reduce.h", "grn_scale.h")
 POSITIONS = {
     "metal": {
         "thread_index": "uint thread_index = thread_position_in_threadgroup.x",
@@ -42,9 +44,10 @@ POSITIONS = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel: the names of what goes in and out, and the body that hands them to a function of `kernels/`."""
+    """A kernel: what goes in and out, and the body, which hands it to a function of these headers in `kernels/`."""
 
     name: str
+    headers: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     body: str
@@ -81,14 +84,15 @@ class Kernel:
 
 
 @cache
-def header(name: str) -> str:
-    """The text of a file of `kernels/`."""
-    return (files(__package__) / "kernels" / name).read_text("utf-8")
+def source(dialect: str, headers: tuple[str, ...]) -> str:
+    """What precedes a kernel's body: files of `kernels/` for "metal" or "cuda".
 
-
-def source(dialect: str) -> str:
-    """What precedes the body of every kernel: `kernels/` for "metal" or "cuda"."""
-    return "\n".join(header(name) for name in (f"dialect_{dialect}.h", *_HEADERS))
+    Without comments, because an exported graph holds the text of every launch.
+    """
+    folder = files(__package__) / "kernels"
+    texts = ((folder / name).read_text("utf-8") for name in (f"dialect_{dialect}.h", *headers))
+    lines = (re.sub(r"//.*", "", line).rstrip() for text in texts for line in text.splitlines())
+    return "".join(f"{line}\n" for line in lines if line)
 
 
 def _positions(dialect: str, body: str) -> str:
@@ -105,7 +109,7 @@ def _build(kernel: Kernel, dialect: str) -> Any:
         name=f"convnextv2_{kernel.name}",
         input_names=list(kernel.inputs),
         output_names=list(kernel.outputs),
-        header=source(dialect),
+        header=source(dialect, kernel.headers),
         source=_positions(dialect, kernel.body) + kernel.body,
     )
 
@@ -117,6 +121,7 @@ def _depthwise_kernel(normalise: bool, residual: bool) -> Kernel:
     residual_bias = "residual_bias" if residual else "bias"
     return Kernel(
         name="depthwise" + "_layer_norm" * normalise + "_residual" * residual,
+        headers=DEPTHWISE_HEADERS,
         inputs=("pixels", "taps", "bias", *norm, *(["residual_bias"] if residual else [])),
         outputs=("output", "residual") if residual else ("output",),
         body=f"""\
@@ -133,6 +138,7 @@ def _depthwise_kernel(normalise: bool, residual: bool) -> Kernel:
 _DEPTHWISE = {(n, r): _depthwise_kernel(n, r) for n, r in ((False, False), (True, False), (True, True))}
 _GELU_SUM_OF_SQUARES = Kernel(
     name="gelu_sum_of_squares",
+    headers=GELU_HEADERS,
     inputs=("hidden",),
     outputs=("output", "sums"),
     body="""\
@@ -143,6 +149,7 @@ _GELU_SUM_OF_SQUARES = Kernel(
 )
 _SUM_OF_SQUARES_OF_GELU = Kernel(
     name="sum_of_squares_of_gelu",
+    headers=GELU_HEADERS,
     inputs=("hidden",),
     outputs=("sums",),
     body="""\
@@ -153,6 +160,7 @@ _SUM_OF_SQUARES_OF_GELU = Kernel(
 )
 _GRN_SCALE = Kernel(
     name="grn_scale",
+    headers=GRN_HEADERS,
     inputs=("sums", "weight"),
     outputs=("scale",),
     body="""\
@@ -162,6 +170,7 @@ _GRN_SCALE = Kernel(
 )
 _GELU_SCALED = Kernel(
     name="gelu_scaled",
+    headers=GELU_HEADERS,
     inputs=("hidden", "scale"),
     outputs=("output",),
     body="""\

@@ -122,7 +122,7 @@ def executed(seed: int = 0) -> Iterator[None]:
 
 def compiled(name: str, text: str) -> Path:
     """The program that runs a kernel, compiled once."""
-    dialect = gpu.header("dialect_metal.h")
+    dialect = gpu.source("metal", ())
     assert text.count(dialect) == 1
     return _compiled(name, text.replace(dialect, '#include "dialect_cpp.h"\n'))
 

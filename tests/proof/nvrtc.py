@@ -23,7 +23,7 @@ def is_installed() -> bool:
 
 def cuda_text(launch: Launch) -> str:
     """A launch's kernel for CUDA: the dialect replaced, and a signature like that which MLX generates there."""
-    text = launch.text.replace(gpu.header("dialect_metal.h"), gpu.header("dialect_cuda.h"))
+    text = launch.text.replace(gpu.source("metal", ()), gpu.source("cuda", ()))
     for name, definition in gpu.POSITIONS["metal"].items():
         text = text.replace(f"const {definition};", f"const {gpu.POSITIONS['cuda'][name]};")
     text = re.sub(r",\s*uint3 \w+ \[\[\w+\]\]", "", text)
