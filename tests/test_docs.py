@@ -11,7 +11,7 @@ from conftest import ROOT
 
 
 def output(script: str, *arguments: str) -> str:
-    command = [sys.executable, ROOT / "benchmarks" / script, *arguments]
+    command = [sys.executable, ROOT / "figures" / script, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
 
 

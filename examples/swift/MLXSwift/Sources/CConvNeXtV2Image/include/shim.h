@@ -1,1 +1,0 @@
-#include "../cpp/include/convnextv2_image.h"

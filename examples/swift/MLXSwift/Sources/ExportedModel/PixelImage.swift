@@ -1,1 +1,0 @@
-../../../Sources/ConvNeXtV2/PixelImage.swift

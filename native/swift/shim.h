@@ -1,0 +1,1 @@
+#include "../include/convnextv2_image.h"
