@@ -9,10 +9,12 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "convnextv2.h"
 #include "convnextv2/classifier.hpp"
+#include "printable.hpp"
 
 namespace {
 
@@ -73,6 +75,14 @@ std::optional<Arguments> parse(const std::vector<std::string>& words, std::strin
   return arguments;
 }
 
+void complain(std::string_view what) { std::cerr << "convnextv2-classify: " << convnextv2::printable(what) << "\n"; }
+
+// Nothing was done, and why.
+int refuse(std::string_view why) {
+  complain("error: " + std::string(why));
+  return kNothingDone;
+}
+
 std::string bar(float score) {
   static const char* const eighths[] = {"", "▏", "▎", "▍", "▌", "▋", "▊", "▉"};
   const float part = score > 0 ? std::min(score, 1.0F) : 0.0F;  // 0 of NaN
@@ -86,11 +96,12 @@ std::string bar(float score) {
 }
 
 void print_table(const std::string& image, const std::vector<convnextv2::Prediction>& predictions) {
-  std::cout << image << "\n";
+  std::cout << convnextv2::printable(image) << "\n";
   for (const auto& prediction : predictions) {
     char percent[16];
     std::snprintf(percent, sizeof percent, "%5.1f%%", 100.0 * static_cast<double>(prediction.score));
-    std::cout << "  " << percent << "  " << bar(prediction.score) << "  " << prediction.label << "\n";
+    std::cout << "  " << percent << "  " << bar(prediction.score) << "  " << convnextv2::printable(prediction.label)
+              << "\n";
   }
 }
 
@@ -115,7 +126,7 @@ int classify(const Arguments& arguments) {
       arguments.json ? print_json(name, predictions) : print_table(name, predictions);
     } catch (const convnextv2::Error& error) {
       ++failed;
-      std::cerr << "convnextv2-classify: " << error.what() << "\n";
+      complain(error.what());
       if (arguments.json) print_json({{"image", name}, {"error", error.what()}});
     }
   }
@@ -139,19 +150,14 @@ int main(int count, char** values) {
   std::string wrong;
   const auto arguments = parse(words, wrong);
   if (!arguments) {
-    std::cerr << kUsage << "convnextv2-classify: error: " << wrong << "\n";
-    return kNothingDone;
+    std::cerr << kUsage;
+    return refuse(wrong);
   }
   try {
     const int status = classify(*arguments);
     std::cout.flush();
-    if (!std::cout) {
-      std::cerr << "convnextv2-classify: error: the output cannot be written\n";
-      return kNothingDone;
-    }
-    return status;
+    return std::cout ? status : refuse("the output cannot be written");
   } catch (const std::exception& error) {
-    std::cerr << "convnextv2-classify: error: " << error.what() << "\n";
-    return kNothingDone;
+    return refuse(error.what());
   }
 }

@@ -501,6 +501,70 @@ def test_one_bad_image_does_not_stop_the_rest(built: Path, demo_graph: Path) -> 
     assert b"cannot be written" in lost.stderr
 
 
+# Text of others on a terminal
+
+
+def escaped(code: int) -> str:
+    """How a character is shown; tests/ has the rule once more, so that a slip in either is seen."""
+    harmful = {*range(0x20), *range(0x7F, 0xA0), 0x200E, 0x200F, *range(0x2028, 0x202F), *range(0x2066, 0x206A)}
+    return ascii(chr(code))[1:-1] if code in harmful else chr(code)
+
+
+def shown(built: Path, argument: bytes) -> str:
+    """What the command makes of text that it is given, as it complains about it."""
+    done = subprocess.run([built / "convnextv2-classify", "--top-k", argument, "x", "y"], capture_output=True)
+    return done.stderr.decode().splitlines()[-1].partition("not '")[2][:-1]
+
+
+def test_a_character_is_shown_unless_it_could_steer_a_terminal(built: Path) -> None:
+    codes = [*range(1, 0x3000), 0xFEFF, 0xFFFD, 0x1F600, 0x10FFFF]
+    text = "".join(map(chr, codes))
+    assert shown(built, text.encode()) == "".join(map(escaped, codes))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"\xff", r"\xff"),
+        (b"caf\xe9.ppm", r"caf\xe9.ppm"),  # Latin 1
+        (b"\xc3", r"\xc3"),  # cut short
+        (b"\xe2\x80", r"\xe2\x80"),
+        (b"\xc0\x8a", r"\xc0\x8a"),  # a line feed, longer than it has to be
+        (b"\xe0\x80\x9b", r"\xe0\x80\x9b"),
+        (b"\xf0\x82\x80\xae", r"\xf0\x82\x80\xae"),
+        (b"\xed\xa0\x80", r"\xed\xa0\x80"),  # a surrogate
+        (b"\xf4\x90\x80\x80", r"\xf4\x90\x80\x80"),  # beyond Unicode
+        (b"\x9b31m", r"\x9b31m"),  # a C1 control as a single byte
+        (b"\xc3\x1b[2J", r"\xc3\x1b[2J"),
+    ],
+)
+def test_what_is_not_utf_8_is_escaped(text: bytes, said: str, built: Path) -> None:
+    assert shown(built, text) == said
+
+
+HOSTILE = "seven\n  100.0%  forged\x1b]0;title\x07\u202egnp\x9b2J"
+SHOWN = r"seven\n  100.0%  forged\x1b]0;title\x07\u202egnp\x9b2J"
+
+
+def test_names_and_labels_cannot_steer_a_terminal(built: Path, demo_graph: Path, tmp_path: Path) -> None:
+    labels = [f"{HOSTILE} {digit}" for digit in range(10)]
+    graph = changed(demo_graph, tmp_path / "graph", labels=labels)
+    image = tmp_path / f"{HOSTILE}.ppm"
+    shutil.copy(SOURCE / "digit-7.ppm", image)
+    done = program(built / "convnextv2-classify", "--top-k", 1, graph, image, f"/nowhere/{HOSTILE}")
+    first, second = done.stdout.splitlines()
+    assert first == f"{tmp_path}/{SHOWN}.ppm"
+    assert second.endswith(f"  {SHOWN} 7")
+    assert done.stderr == f"convnextv2-classify: /nowhere/{SHOWN} is not a file that can be read\n"
+    (line,) = program(built / "convnextv2-classify", "--json", "--top-k", 1, graph, image).stdout.splitlines()
+    assert line.isascii()
+    assert line.isprintable()
+    assert json.loads(line)["predictions"][0]["label"] == labels[7]
+    done = program(built / "convnextv2-classify", f"/nowhere/{HOSTILE}", image)
+    assert done.stderr.startswith(f"convnextv2-classify: error: /nowhere/{SHOWN}/model.json is not there")
+    assert done.stderr.count("\n") == 1
+
+
 # Threads and memory
 
 
