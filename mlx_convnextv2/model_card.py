@@ -6,13 +6,14 @@ import json
 import re
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from . import __version__
 from .config import ConvNextV2Config, read_json
 
 CARD_FILE = "README.md"
-_MAX_CARD_BYTES = 50_000  # YAML takes seconds for a megabyte
-_MAX_ALIASES = 10  # and for ever where each line merges the one before twice
+_MAX_CARD = 50_000  # characters that are read; the rest states nothing
+_MAX_ENTRY = 300  # characters
 
 _IDENTIFIER = r"[\w.-]{1,50}"
 
@@ -137,25 +138,14 @@ def _licence_lines(licence: str | None) -> str:
 
 def read_base_model(source: Path) -> str | None:
     """What a checkpoint folder was converted from, if its card says that it is a conversion of ours."""
-    card = source / CARD_FILE
-    if not card.is_file() or card.stat().st_size >= _MAX_CARD_BYTES:
-        return None
-    text = card.read_text(encoding="utf-8", errors="replace")
-    converted = re.search(r"^Converted from `([\w./-]{1,200})` with mlx_convnextv2 ", text, re.MULTILINE)
+    told = r"^Converted from `([\w./-]{1,200})` with mlx_convnextv2 "
+    converted = re.search(told, _beginning(source / CARD_FILE), re.MULTILINE)
     return converted[1] if converted else None
 
 
 def read_licence(source: Path) -> str | None:
     """The licence that a checkpoint folder states: `license` in its model card's header, or in a timm config.json."""
-    from huggingface_hub.repocard import metadata_load
-
-    card, config = source / CARD_FILE, source / "config.json"
-    stated = None
-    if card.is_file() and card.stat().st_size < _MAX_CARD_BYTES and _count_aliases(card) <= _MAX_ALIASES:
-        try:
-            stated = (metadata_load(card) or {}).get("license")
-        except Exception:  # YAML's errors are of many kinds; a header that cannot be read states nothing
-            stated = None
+    stated, config = _stated_in_card(source / CARD_FILE), source / "config.json"
     if stated is None and config.is_file():
         values = read_json(config)
         pretrained_cfg = values.get("pretrained_cfg") if isinstance(values, dict) else None
@@ -166,7 +156,27 @@ def read_licence(source: Path) -> str | None:
     return ", ".join(found) or None
 
 
-def _count_aliases(card: Path) -> int:
-    """How many of YAML's aliases, which are written with an asterisk, a model card's header can hold."""
-    header = card.read_text(encoding="utf-8", errors="replace").lstrip().split("\n---")[0]
-    return header.count("*")
+def _stated_in_card(card: Path) -> Any:
+    """`license` in a model card's header, or None.
+
+    YAML can take minutes for kilobytes of brackets or of references to one another, and what is in the other entries
+    does not matter here: it is given this entry alone, and only one that is short and refers to nothing.
+    """
+    header = re.match(r"\s*---\n(.*?\n)---[ \t]*(\n|$)", _beginning(card), re.DOTALL)
+    entry = re.search(r"^license:.*\n([ -].*\n)*", header[1], re.MULTILINE) if header else None
+    if entry is None or len(entry[0]) > _MAX_ENTRY or "&" in entry[0]:
+        return None
+    from huggingface_hub import ModelCard
+
+    try:
+        return ModelCard(f"---\n{entry[0]}---\n", ignore_metadata_errors=True).data.license
+    except Exception:  # YAML's errors are of many kinds; an entry that cannot be read states nothing
+        return None
+
+
+def _beginning(card: Path) -> str:
+    """The first characters of a model card, with plain line ends; none where there is no card."""
+    if not card.is_file():
+        return ""
+    with card.open(encoding="utf-8", errors="replace") as opened:
+        return opened.read(_MAX_CARD)
