@@ -23,6 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--demo", action="store_true", help="export the bundled digits checkpoint")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write; it must not exist")
+    parser.add_argument("--overwrite", action="store_true", help="replace DIR if it is an exported model")
     parser.add_argument(
         "--batch", type=cli.positive_ints, default=[1], metavar="N,...", help="images at once (default: 1)"
     )
@@ -50,16 +51,18 @@ def export(args: argparse.Namespace) -> int:
     import mlx.core as mx
 
     from .folders import check_target
-    from .graph import export_model
+    from .graph import GRAPH, export_model
     from .hub import load
     from .quantization import quantize
 
     mx.default_stream(mx.default_device())  # the process's first, number 0, which the graph will ask for
-    check_target(args.output)  # before a download
+    output = os.path.expanduser(args.output)
+    check_target(output, args.overwrite, GRAPH)  # before a download
     model, processor = load(source, dtype=args.dtype, revision=args.revision)
     if args.quantize:
         print(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
-    description = export_model(model, processor, args.output, batches=args.batch, features=args.features, name=name)
+    options = {"batches": args.batch, "features": args.features, "name": name, "overwrite": args.overwrite}
+    description = export_model(model, processor, output, **options)
     batches = ", ".join(map(str, description["batches"]))
     size = description["bytes"] / 1e6
     print(f"Wrote {args.output}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")

@@ -10,6 +10,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from .tensor_files import INDEX_FILE, WEIGHTS_FILE
@@ -19,8 +20,22 @@ _PARTIAL = ".partial"
 _REPLACED = ".replaced.partial"
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a writer makes, and all that it may replace: folders that hold one file of each of these groups."""
+
+    name: str
+    files: tuple[tuple[str, ...], ...]
+
+    def fits(self, folder: Path) -> bool:
+        return all(any((folder / name).is_file() for name in names) for names in self.files)
+
+
+CHECKPOINT = Kind("a checkpoint folder", (("config.json",), (WEIGHTS_FILE, INDEX_FILE)))
+
+
 @contextmanager
-def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: str | os.PathLike[str], overwrite: bool = False, kind: Kind = CHECKPOINT) -> Iterator[Path]:
     """A temporary folder beside `target` to fill, renamed to `target` at the end, removed if an exception is raised.
 
     What a killed process has left beside `target` is removed as well. Of two that write to one target at a time the
@@ -28,7 +43,8 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
 
     Args:
         target: must not exist, or be an empty folder, unless `overwrite`.
-        overwrite: replace `target` where it is a checkpoint folder; anything else is left alone.
+        overwrite: replace `target` where it is of the same kind; anything else is left alone.
+        kind: of what is written.
 
     Raises:
         FileExistsError: `target` exists.
@@ -42,14 +58,14 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
     for folder in path.parent.iterdir():
         if ours.fullmatch(folder.name):
             _clear_if_abandoned(folder, path)
-    check_target(path, overwrite)
+    check_target(path, overwrite, kind)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
     lock = None
     try:
         with _naming(target):
             lock = _make_locked(temporary)
         yield temporary
-        _put_in_place(temporary, path, overwrite)
+        _put_in_place(temporary, path, overwrite, kind)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
@@ -57,6 +73,8 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False) -> Itera
                 parent.rmdir()
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise OSError(f"{target} cannot be written, for lack of space ({error.strerror})") from None
+        if isinstance(error, RuntimeError) and str(error).startswith("[write]"):  # MLX's, which does not say why
+            raise OSError(f"{target} cannot be written, most likely for lack of space ({error})") from None
         raise
     finally:
         if lock is not None:
@@ -83,8 +101,8 @@ def _make_locked(folder: Path) -> int:
         os.close(lock)
 
 
-def _put_in_place(temporary: Path, path: Path, overwrite: bool) -> None:
-    check_target(path, overwrite)
+def _put_in_place(temporary: Path, path: Path, overwrite: bool, kind: Kind) -> None:
+    check_target(path, overwrite, kind)
     replaced = temporary.with_suffix(_REPLACED)
     if overwrite and path.exists():
         path.rename(replaced)
@@ -122,7 +140,7 @@ def _clear_if_abandoned(folder: Path, path: Path) -> None:
         os.close(lock)
 
 
-def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> None:
+def check_target(target: str | os.PathLike[str], overwrite: bool = False, kind: Kind = CHECKPOINT) -> None:
     """Raise a FileExistsError if `new_folder` would not write to `target`, a ValueError if that is empty."""
     if not os.fspath(target):
         raise ValueError("the folder to write needs a name")
@@ -138,6 +156,5 @@ def check_target(target: str | os.PathLike[str], overwrite: bool = False) -> Non
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists already: choose another folder or pass overwrite (--overwrite)")
-    is_checkpoint = (path / "config.json").is_file() and any((path / f).is_file() for f in (WEIGHTS_FILE, INDEX_FILE))
-    if not is_checkpoint or not replaceable:
-        raise FileExistsError(f"{target} is not a checkpoint folder, so it is not replaced: choose another folder")
+    if not kind.fits(path) or not replaceable:
+        raise FileExistsError(f"{target} is not {kind.name}, so it is not replaced: choose another folder")

@@ -17,11 +17,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import PIL
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from . import __version__
 from .config import as_pair
-from .folders import new_folder
+from .folders import Kind, new_folder
 from .image_processor import ConvNextImageProcessor
 from .inference import fuse
 from .labels import class_labels
@@ -29,6 +29,7 @@ from .model import ConvNextV2ForImageClassification
 from .tensor_files import dtype_name, is_floating, write_json
 
 GRAPH_FILE, DESCRIPTION_FILE, README_FILE = "model.mlxfn", "model.json", "README.md"
+GRAPH = Kind("an exported model", ((GRAPH_FILE,), (DESCRIPTION_FILE,)))
 FORMAT_VERSION = 1
 MAX_BATCH = 4096  # the C++ library takes no larger one
 _PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -44,6 +45,7 @@ def export_model(
     batches: Sequence[int] = (1,),
     features: bool = False,
     name: str = "the model",
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Write a folder with the graph, its description and a README, which appears whole or not at all.
 
@@ -57,12 +59,14 @@ def export_model(
         batches: the numbers of images that the graph takes at once; all share one set of weights.
         features: return the pooled embedding beside the probabilities.
         name: of the model, for the description.
+        overwrite: replace an exported model that is there.
 
     Returns:
         The description, as in model.json.
 
     Raises:
         FileExistsError: the folder exists.
+        OSError: it cannot be written, for lack of space say.
         ValueError: the model has no head, a batch is not a number of 1 to 4096, the path is not in UTF-8, or the graph
             differs from the model.
     """
@@ -77,9 +81,11 @@ def export_model(
     channels = len(processor.image_mean)
     if channels != model.config.num_channels:
         raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
-    mx.eval(model.parameters())  # or what makes the weights would be traced in place of them
+    # The exporter writes each weight's memory as it lies, transposed or not, and of an unevaluated one what makes it.
+    model.update(tree_map(mx.contiguous, model.parameters()))
+    mx.eval(model.parameters())
     run = classify_pixels(model, processor, features)
-    with new_folder(path) as folder:
+    with new_folder(path, overwrite, GRAPH) as folder:
         with mx.exporter(str(folder / GRAPH_FILE), run) as exporter:
             for batch in batches:
                 exporter(mx.zeros((batch, height, width, channels), mx.uint8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from PIL import Image
+from safetensors.numpy import load_file, save_file
+from source_keys import original_key, timm_key
 
 from mlx_convnextv2 import (
     ConvNextImageProcessor,
@@ -21,10 +24,12 @@ from mlx_convnextv2 import (
     ConvNextV2ForImageClassification,
     ImageClassifier,
     load,
+    save,
 )
 from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.export import main
 from mlx_convnextv2.graph import export_model
-from mlx_convnextv2.quantization import quantize
+from mlx_convnextv2.quantization import MODES, quantize
 
 IMAGES = sorted((DEMO / "images").glob("*.png"))
 
@@ -51,6 +56,75 @@ def test_the_graph_answers_as_the_model_does(how: str, tmp_path: Path) -> None:
     pooled = model.convnextv2(pixel_values).pooler_output.astype(mx.float32)
     assert mx.abs(embedding - pooled).max().item() <= tolerance * mx.abs(pooled).max().item()
     assert mx.array_equal(probabilities.argmax(-1), expected.argmax(-1))
+
+
+@pytest.fixture(scope="session")
+def sources(hf_folder, mlx_folder, tmp_path_factory) -> dict[str, Path]:
+    """The same weights under the names and in the layout of each source."""
+    folders = {"Hugging Face": hf_folder, "converted": mlx_folder}
+    tensors = load_file(hf_folder / "model.safetensors")
+    for scheme, rename in (("timm", timm_key), ("original", original_key)):
+        folders[scheme] = tmp_path_factory.mktemp(scheme) / "weights.safetensors"
+        save_file({rename(name): array for name, array in tensors.items()}, folders[scheme])
+    return folders
+
+
+def assert_exported_as_it_is(model, tmp_path: Path, batches: list[int] | None = None) -> None:
+    processor = ConvNextImageProcessor(size=32, crop_pct=1.0)  # which leaves images of this size alone
+    export_model(model, processor, tmp_path / "graph", batches=batches or [2])
+    graph = mx.import_function(str(tmp_path / "graph" / "model.mlxfn"))
+    dtype = model.convnextv2.embeddings.patch_embeddings.weight.dtype
+    tolerance = {mx.float32: 1e-5, mx.float16: 2.0**-8, mx.bfloat16: 2.0**-5}[dtype]
+    for batch in batches or [2]:
+        images = np.random.RandomState(batch).randint(0, 256, (batch, 32, 32, 3), np.uint8)
+        (probabilities,) = graph(mx.array(images))
+        expected = mx.softmax(model(processor(list(images))).logits.astype(mx.float32), axis=-1)
+        assert mx.abs(probabilities - expected).max().item() <= tolerance
+
+
+SCHEMES = ("Hugging Face", "timm", "original", "converted")
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_checkpoint_of_any_source_is_exported(scheme: str, sources, tmp_path: Path) -> None:
+    assert_exported_as_it_is(load(sources[scheme])[0], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("batches", [[1], [3, 1, 8]], ids=str)
+@pytest.mark.parametrize("quantization", [None, *((mode, bits) for mode in MODES for bits in MODES[mode]["bits"])])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_source_dtype_quantization_and_batch(scheme, dtype, quantization, batches, sources, tmp_path) -> None:
+    model, _ = load(sources[scheme], dtype=dtype)
+    if quantization is not None:
+        quantize(model, quantization[1], None, quantization[0])
+    assert_exported_as_it_is(model, tmp_path, batches)
+
+
+def transposed(array: mx.array) -> mx.array:
+    return mx.contiguous(array.transpose()).transpose()
+
+
+def expanded(array: mx.array) -> mx.array:
+    return mx.broadcast_to(array[:1], array.shape)
+
+
+def cut_out(array: mx.array) -> mx.array:
+    return mx.concatenate([array, array, array])[len(array) : 2 * len(array)]
+
+
+@pytest.mark.parametrize("lie", [transposed, expanded, cut_out], ids=lambda lie: lie.__name__)
+@pytest.mark.parametrize("bits", [None, 4])
+def test_however_the_weights_lie_in_memory(lie, bits: int | None, sources, tmp_path: Path) -> None:
+    model, _ = load(sources["converted"])
+    if bits is not None:
+        quantize(model, bits, 32)
+    model.update(tree_map(lie, model.parameters()))
+    mx.eval(model.parameters())
+    assert_exported_as_it_is(model, tmp_path)
 
 
 def test_all_batches_share_one_set_of_weights(tmp_path: Path) -> None:
@@ -188,6 +262,22 @@ def test_a_folder_that_exists_is_left_alone(run, tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "exists already" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
+
+
+def test_an_exported_model_is_replaced_if_asked_to_and_nothing_else_is(mlx_folder, tmp_path: Path, capsys) -> None:
+    graph, checkpoint = tmp_path / "graph", shutil.copytree(mlx_folder, tmp_path / "net")
+    before = sorted(path.name for path in checkpoint.iterdir())
+    assert main(["--demo", "--output", str(graph)]) == 0
+    assert main(["--demo", "--output", str(graph)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert main(["--demo", "--output", str(graph), "--overwrite", "--batch", "2"]) == 0
+    assert json.loads((graph / "model.json").read_text())["batches"] == [2]
+    assert main(["--demo", "--output", str(checkpoint), "--overwrite"]) == 2
+    assert "is not an exported model" in capsys.readouterr().err
+    assert sorted(path.name for path in checkpoint.iterdir()) == before
+    with pytest.raises(FileExistsError, match="is not a checkpoint folder"):
+        save(load(mlx_folder)[0], graph, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["graph", "net"]
 
 
 def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:

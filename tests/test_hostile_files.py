@@ -1,4 +1,4 @@
-"""Files made to break the reader: always a sentence within a second, never another exception, a hang or much memory."""
+"""Files made to break the reader: always a sentence, never another exception, a hang or much time or memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from mlx_convnextv2 import ConvNextV2Model, load
 from mlx_convnextv2.convert import convert
 from mlx_convnextv2.model_card import read_licence
 
-SECONDS = 1  # of processor time, which a busy machine does not change
+SECONDS = 60  # of processor time: what takes longer, on any machine, does not end
+AS_MUCH = 5  # times the processor time that an innocent checkpoint takes on the same machine
 MEGABYTES = 1000
 CHARACTERS = 2000  # a long sentence with a path in it
 BIG = 200_000_000  # bytes, where a file is to be hundreds of megabytes
@@ -550,7 +551,7 @@ HEAVY = {
 
 def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))
-    resource.setrlimit(resource.RLIMIT_CPU, (4, 4))  # a hang ends here
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
 
 
 def measured(source: Path, out: Path) -> tuple[int, str, resource.struct_rusage]:
@@ -573,7 +574,7 @@ def usual(hf_folder, tmp_path_factory) -> resource.struct_rusage:
 
 
 @pytest.mark.parametrize("name", HEAVY)
-def test_a_heavy_file_costs_the_command_neither_a_second_nor_a_gigabyte(copy, tmp_path, usual, name):
+def test_a_heavy_file_costs_the_command_little_more_than_an_innocent_one(copy, tmp_path, usual, name):
     spoil, convertible = HEAVY[name]
     spoil(copy)
     status, stderr, usage = measured(copy, tmp_path / "out")
@@ -584,6 +585,5 @@ def test_a_heavy_file_costs_the_command_neither_a_second_nor_a_gigabyte(copy, tm
     assert len(stderr.splitlines()) == (0 if convertible else 1)
     in_megabytes = 2**20 if sys.platform == "darwin" else 2**10
     assert (usage.ru_maxrss - usual.ru_maxrss) / in_megabytes < MEGABYTES
-    seconds = (usage.ru_utime + usage.ru_stime) - (usual.ru_utime + usual.ru_stime)
-    assert seconds < SECONDS
+    assert usage.ru_utime + usage.ru_stime < AS_MUCH * (usual.ru_utime + usual.ru_stime)
     assert (tmp_path / "out").exists() == convertible
