@@ -545,7 +545,10 @@ HEAVY = {
     "card_of_50_megabytes": (card(b"x" * 50_000_000), True),
     "card_of_a_long_list": (card(b"[" + b"a," * 400_000 + b"a]"), True),
     "card_of_brackets": (card(b"[" * 1_000_000), True),
-    "card_of_aliases": (lambda f: (f / "README.md").write_text("\n".join(["---\na0: &a0 x", *ALIASES, "license: *a9\n---\n"])), True),
+    "card_of_aliases": (
+        lambda f: (f / "README.md").write_text("\n".join(["---\na0: &a0 x", *ALIASES, "license: *a9\n---\n"])),
+        True,
+    ),
 }
 
 
