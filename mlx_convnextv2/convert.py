@@ -55,7 +55,7 @@ def convert(
     """Convert a checkpoint of Hugging Face's, timm's or the authors' to a folder, which appears whole or not at all.
 
     Args:
-        hf_path: a Hub id, a folder with config.json and weights, or a .safetensors, .bin, .pt or .pth file.
+        hf_path: a Hub id, a folder with config.json and weights, or a .safetensors, .bin, .pt, .pth or .pth.tar file.
         mlx_path: the folder to write, which must not exist.
         dtype: "float32", "float16" or "bfloat16"; None keeps the source's.
         revision: branch, tag or commit of the Hub repository.

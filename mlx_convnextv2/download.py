@@ -20,7 +20,7 @@ def fetch(
     """A checkpoint's folder or weights file: the one given, or the Hub's cache after downloading what is needed.
 
     Args:
-        path_or_repo: a folder, a .safetensors, .bin, .pt or .pth file, or a Hub id.
+        path_or_repo: a folder, a .safetensors, .bin, .pt, .pth or .pth.tar file, or a Hub id.
         revision: branch, tag or commit of the Hub repository.
         weights, card: whether the weights and the model card are needed as well as the JSON files.
 
@@ -33,15 +33,16 @@ def fetch(
         raise TypeError(f"a checkpoint is a folder, a file or a Hub id, not {short(path_or_repo)}")
     name = os.fspath(path_or_repo)
     path = Path(os.path.expanduser(name))
+    named_as_weights = path.name.endswith((".safetensors", *PYTORCH_SUFFIXES))
     if name and path.exists() and revision is not None:
         raise ValueError(f"{name} is on this machine and has no revisions: leave the revision {revision} out")
     if name and path.is_dir():
         return path
     if name and path.exists():
-        if path.suffix not in {".safetensors", *PYTORCH_SUFFIXES}:
-            raise ValueError(f"{name} is neither a folder nor a .safetensors, .bin, .pt or .pth file")
+        if not named_as_weights:
+            raise ValueError(f"{name} is neither a folder nor a .safetensors, .bin, .pt, .pth or .pth.tar file")
         return path
-    if path.suffix in {".safetensors", *PYTORCH_SUFFIXES}:
+    if named_as_weights:
         raise FileNotFoundError(f"there is no file called {name}")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise _no_such_folder(name)

@@ -169,7 +169,7 @@ def _stated_in_card(card: Path) -> Any:
     from huggingface_hub import ModelCard
 
     try:
-        return ModelCard(f"---\n{entry[0]}---\n", ignore_metadata_errors=True).data.license
+        return ModelCard(f"---\n{entry[0]}---\n", ignore_metadata_errors=True).data.to_dict().get("license")
     except Exception:  # YAML's errors are of many kinds; an entry that cannot be read states nothing
         return None
 

@@ -1,14 +1,15 @@
-"""Weights in PyTorch's own files (.bin, .pt, .pth), read by PyTorch itself: the extra `torch`.
+"""Weights in PyTorch's own files (.bin, .pt, .pth, .pth.tar), read by PyTorch itself: the extra `torch`.
 
 Only tensors and plain containers are ever unpickled (`weights_only=True`): a file cannot run code.
 """
 
 from __future__ import annotations
 
-import argparse
+import io
 import pickle
 import re
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import mlx.core as mx
 
 from .leftovers import is_leftover
 from .tensor_files import DTYPES, Header, Tensor, some
+from .zip_files import is_zip, read_stored_entries
 
 # Where training scripts put the weights, the averaged ones first, as timm does.
 _NESTED_KEYS = (
@@ -24,6 +26,32 @@ _NESTED_KEYS = (
     *("model", "state_dict", "model_state_dict", "module", "net", "network", "student", "teacher"),
 )
 _MAX_NESTING = 20  # a dictionary may hold itself
+_MAX_PICKLE_BYTES = 4_000_000  # names and sizes of huge's tensors and of an optimizer's take 400 kB
+_MAX_SHARING = 4  # tensors may share their values, as an average does with the weights that it starts from
+
+
+class _StandIn:
+    """An object of a class that training scripts store values of beside the weights: it takes all and keeps nothing.
+
+    The classes themselves, which would have to believe what a file says, are never called.
+    """
+
+    def __init__(self, *_: object):
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_STAND_INS: list[Any] = [
+    (_StandIn, name)
+    for name in (
+        "argparse.Namespace",
+        "numpy.dtype",
+        "numpy.ndarray",
+        *(f"numpy.{core}.multiarray.{made}" for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
+    )
+]
 
 
 def read_pytorch_header(file: Path) -> Header:
@@ -38,6 +66,8 @@ def read_pytorch_header(file: Path) -> Header:
         if not _is_whole(tensor):
             raise ValueError(f"{file} does not hold every value of {key}: save it as a dense, contiguous tensor first")
         header[key] = Tensor(file, key, tuple(tensor.shape), DTYPES[dtype])
+    if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * file.stat().st_size:
+        raise ValueError(f"{file} holds tensors that share their values: save each as a tensor of its own first")
     return Header("pt", header, tuple(dropped))
 
 
@@ -72,14 +102,11 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
         ) from None
     if file.stat().st_size == 0:
         raise ValueError(f"{file} is truncated or corrupt (it is empty): download it again")
+    entries = read_stored_entries(file) if is_zip(file) else None
     try:
-        # Training scripts store their arguments beside the weights: a Namespace holds values and runs nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch's, of old files and of itself
-            try:
-                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-            except (RuntimeError, ValueError):  # files from before PyTorch 1.6 cannot be mapped
-                content = torch.load(file, map_location="cpu", weights_only=True)
+            content = _load_legacy(file) if entries is None else _load_zip(file, entries)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"a {named[1]}" if named else "more than tensors"
@@ -90,6 +117,60 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
         told = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{file} is truncated or corrupt ({told}): download it again") from None
     return _state_dict(content, file)
+
+
+def _load_zip(file: Path, entries: Mapping[str, int]) -> Any:
+    """The content of a file as PyTorch writes them since 1.6, its tensors mapped into memory.
+
+    PyTorch takes it for granted that each entry is as large as the pickle says.
+    """
+    import torch
+
+    of_tensors = {name: size for name, size in entries.items() if name.split("/")[1:2] == ["data"]}
+    if any(size > _MAX_PICKLE_BYTES for name, size in entries.items() if name not in of_tensors):
+        raise ValueError(f"more than {_MAX_PICKLE_BYTES} bytes beside the tensors")
+    mapped: Counter[int] = Counter()
+
+    def count(storage: Any, _: str) -> Any:
+        mapped[storage.nbytes()] += 1
+        return storage
+
+    content = torch.load(file, map_location=count, weights_only=True, mmap=True)
+    del mapped[0]  # which may be read more than once
+    if mapped - Counter(of_tensors.values()):
+        raise ValueError("tensors of other sizes than their entries")
+    return content
+
+
+def _load_legacy(file: Path) -> Any:
+    """The content of a file from before PyTorch 1.6, which begins with pickles, copied to memory."""
+    import torch
+
+    with _FewPickles(io.FileIO(file)) as opened:
+        return torch.load(opened, map_location="cpu", weights_only=True)
+
+
+class _FewPickles(io.BufferedReader):
+    """A file whose pickles may not be long: `readinto` has no bound, by which PyTorch reads the tensors behind them."""
+
+    _left = _MAX_PICKLE_BYTES
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation  # with a descriptor PyTorch would look for a tar file first, as written in 2016
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._spend(size)
+        return super().read(size)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(self._left)
+        self._spend(len(line))
+        return line
+
+    def _spend(self, size: int | None) -> None:
+        self._left -= size or 0
+        if size is None or size < 0 or self._left < 0:
+            raise ValueError(f"pickles of more than {_MAX_PICKLE_BYTES} bytes")
 
 
 def _state_dict(content: Any, file: Path) -> tuple[dict[str, Any], list[str]]:

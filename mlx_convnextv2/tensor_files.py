@@ -21,7 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 # In the order in which they are looked for.
 WEIGHTS_FILES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
-PYTORCH_SUFFIXES = {".bin", ".pt", ".pth"}
+PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar")  # the last is timm's, and no tar file
 MAX_SHARD_BYTES = 5_000_000_000
 _TENSORS_AHEAD = 4
 _MAX_HEADER_BYTES = 2_000_000  # huge has 40 kB; safetensors itself takes 100 MB
@@ -92,7 +92,7 @@ def read_header(file: Path) -> Header:
     """
     with file.open("rb") as opened:  # which names the file if it may not be read
         header_bytes = int.from_bytes(opened.read(8), "little")
-    if file.suffix in PYTORCH_SUFFIXES:
+    if file.name.endswith(PYTORCH_SUFFIXES):
         from .pytorch_files import read_pytorch_header
 
         return read_pytorch_header(file)
@@ -119,7 +119,7 @@ def read_header(file: Path) -> Header:
 
 def read_tensors(file: Path) -> Mapping[str, mx.array]:
     """The tensors of a file by key, in its own layout. From safetensors, each is read when MLX evaluates it."""
-    if file.suffix in PYTORCH_SUFFIXES:
+    if file.name.endswith(PYTORCH_SUFFIXES):
         from .pytorch_files import PyTorchTensors
 
         return PyTorchTensors(file)

@@ -1,0 +1,277 @@
+"""PyTorch files that say what is not so: the right values, or a sentence before much work is done."""
+
+import io
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from mlx.utils import tree_flatten  # noqa: E402
+from source_keys import original_key  # noqa: E402
+
+from mlx_convnextv2 import load  # noqa: E402
+from mlx_convnextv2.weights import to_pytorch_layout  # noqa: E402
+
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
+
+
+@pytest.fixture(scope="module")
+def state(small_model):
+    weights = to_pytorch_layout(dict(tree_flatten(small_model.parameters())))
+    return {original_key(name): torch.tensor(np.array(array)) for name, array in weights.items()}
+
+
+@pytest.fixture
+def file(state, tmp_path):
+    torch.save({"model": state}, tmp_path / "net.pt")
+    return tmp_path / "net.pt"
+
+
+def rewritten(file, change=lambda name, data: data, compression=zipfile.ZIP_STORED, more=()):
+    """The zip file with each entry passed through `change`, and with more entries."""
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, change(name, data))
+        for name, data in more:
+            archive.writestr(name, data)
+    return file
+
+
+def in_pickle(old: bytes, new: bytes):
+    def change(name, data):
+        if not name.endswith("data.pkl"):
+            return data
+        assert old in data
+        return data.replace(old, new, 1)
+
+    return change
+
+
+def refused(file, *words):
+    with pytest.raises(ValueError, match=file.name) as caught:
+        load(file)
+    assert len(str(caught.value)) < 1000
+    for word in words:
+        assert word in str(caught.value)
+
+
+def assert_same_weights(file, model):
+    loaded = dict(tree_flatten(load(file)[0].parameters()))
+    for name, array in tree_flatten(model.parameters()):
+        assert mx.array_equal(loaded[name], array), name
+
+
+def test_a_file_that_is_packed_again_as_it_was_is_read(file, small_model):
+    assert_same_weights(rewritten(file), small_model)
+
+
+def test_compressed_entries_are_refused(file):
+    """Mapped into memory they would be read as they lie: other numbers, and no error."""
+    refused(rewritten(file, compression=zipfile.ZIP_DEFLATED), "compressed", "torch.save")
+
+
+def test_one_compressed_entry_is_refused(file):
+    with zipfile.ZipFile(file) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    last = [name for name in entries if "/data/" in name][-1]
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if name == last else zipfile.ZIP_STORED)
+    refused(file, "compressed", last)
+
+
+def number(value: int) -> bytes:
+    return b"M" + struct.pack("<H", value)  # BININT2
+
+
+@pytest.mark.parametrize("claimed", [2**15, 2**31 - 1, -1, -(2**31)])
+def test_storages_that_claim_other_sizes_than_their_entries_are_refused(file, state, claimed):
+    """The first tensor's, which the others lie behind: what it claims may well be there."""
+    elements = next(iter(state.values())).numel()
+    refused(rewritten(file, in_pickle(number(elements) + b"t", b"J" + struct.pack("<i", claimed) + b"t")))
+
+
+def test_a_storage_of_2_to_the_40_elements_is_refused(file, state):
+    elements = next(iter(state.values())).numel()
+    huge = b"\x8a\x06" + (2**40).to_bytes(6, "little")  # LONG1
+    refused(rewritten(file, in_pickle(number(elements) + b"t", huge + b"t")))
+
+
+def test_an_entry_that_was_cut_is_refused(file):
+    refused(rewritten(file, lambda name, data: data[:-4] if name.endswith("data/0") else data))
+
+
+@pytest.fixture
+def unpickled(monkeypatch):
+    """How often PyTorch is asked to load something."""
+    asked, real = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: asked.append(args) or real(*args, **options))
+    return asked
+
+
+def test_a_long_pickle_is_refused_before_it_is_read(file, unpickled, monkeypatch):
+    brackets = b"\x80\x02" + b"]" * 4_100_000 + b"."
+    refused(rewritten(file, lambda name, data: brackets if name.endswith("data.pkl") else data), "bytes beside")
+    refused(rewritten(file, compression=zipfile.ZIP_DEFLATED), "compressed")
+    assert unpickled == []
+
+
+def test_what_else_is_long_beside_the_tensors_is_refused(file, unpickled):
+    refused(rewritten(file, more=[("net/extra/byteorder", b"\0" * 4_100_000)]), "bytes beside")
+    assert unpickled == []
+
+
+def test_a_directory_of_many_entries_is_refused_before_it_is_read(file, unpickled, monkeypatch):
+    more = 1_000 * (b"PK\1\2" + b"\0" * 30_000)  # of the right size for the records behind it
+    content = file.read_bytes()
+    end = bytearray(content[-22:])
+    struct.pack_into("<2L", end, 12, len(more), len(content) - 22)
+    file.write_bytes(content[:-22] + more + end)
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    refused(file, "too many entries")
+    assert unpickled == []
+
+
+@pytest.mark.parametrize("twin", ["net/data.pkl", "net/DATA.PKL"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_an_entry_twice_is_refused(file, twin, unpickled):
+    refused(rewritten(file, more=[(twin, b"")]), "twice")
+    assert unpickled == []
+
+
+def test_a_second_directory_is_refused(file, unpickled):
+    """zipfile looks for the directory before its end, PyTorch where the end says that it is."""
+    content = file.read_bytes()
+    (directory,) = struct.unpack("<L", content[-6:-2])
+    file.write_bytes(content[:-22] + content[directory:-22] + content[-22:])
+    refused(file, "directory")
+    assert unpickled == []
+
+
+def test_a_comment_behind_the_directory_is_refused(file, unpickled):
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.comment = b"x" * 100
+    refused(file, "directory")
+    assert unpickled == []
+
+
+@pytest.mark.parametrize("kept", range(0, 130, 7))
+def test_a_cut_end_is_refused(file, kept):
+    file.write_bytes(file.read_bytes()[: -130 + kept])
+    refused(file)
+
+
+# --- files from before PyTorch 1.6 ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def old(state, tmp_path):
+    torch.save({"model": state, "epoch": 3}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    return tmp_path / "old.pt"
+
+
+def test_a_long_pickle_in_an_old_file_is_not_read_to_its_end(old):
+    content = old.read_bytes()
+    begin = content.index(b"\x80\x02}", 40)  # behind the magic number, the version and what the system is like
+    old.write_bytes(content[:begin] + b"\x80\x02" + b"]" * 10_000_000 + b".")
+    refused(old, "pickles of more than")
+
+
+def test_a_long_string_in_an_old_file_is_not_read(old):
+    with old.open("r+b") as opened:
+        begin = opened.read().index(b"\x80\x02}", 40)
+        opened.seek(begin)
+        opened.write(b"\x80\x02X" + struct.pack("<I", 2**31 - 1))
+        opened.truncate(2**32)  # a file of holes
+    refused(old, "pickles of more than")
+
+
+def test_a_storage_of_2_to_the_40_elements_in_an_old_file_is_refused(old, state):
+    elements = number(next(iter(state.values())).numel())
+    content = old.read_bytes()
+    assert elements in content
+    old.write_bytes(content.replace(elements, b"\x8a\x06" + (2**40).to_bytes(6, "little"), 1))
+    refused(old)
+
+
+def test_a_tensor_larger_than_its_storage_in_an_old_file_is_refused(tmp_path):
+    torch.save({"stem": torch.arange(7.0)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "old.pt").read_bytes()
+    size = b"K\x07\x85"  # the shape (7,)
+    assert content.count(size) == 1
+    (tmp_path / "old.pt").write_bytes(content.replace(size, b"J\xff\xff\xff\x0f\x85"))
+    refused(tmp_path / "old.pt", "corrupt")
+
+
+def test_a_tar_file_of_2016_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "old.pt", "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(0, 2)
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    refused(tmp_path / "old.pt", "corrupt")
+
+
+# --- what lies beside the weights, and how they lie ------------------------------------------------------------------
+
+BESIDE = {
+    "best_acc": np.float64(0.8),
+    "epoch": np.int64(3),
+    "done": np.bool_(True),
+    "losses": np.arange(3.0),
+    "rng": ("MT19937", np.zeros(624, np.uint32), 3, 0, 0.0),
+    "dtype": np.dtype("float32"),
+}
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_numpy_left_beside_the_weights_is_left_out(tmp_path, state, small_model, name, core, as_zip):
+    file = tmp_path / "model_best.pth.tar"
+    torch.save({"model": state, name: BESIDE[name]}, file, _use_new_zipfile_serialization=as_zip)
+    if as_zip:  # the names of numpy 1 and 2
+        rename = lambda _, data: data.replace(b"numpy._core.", core.encode() + b".")  # noqa: E731
+        rewritten(file, rename)
+    assert_same_weights(file, small_model)
+
+
+def test_nothing_of_numpy_s_is_called_for_a_file(tmp_path, state, small_model):
+    """A dtype takes the flags that a file states for it, and with some of them its scalar reads another's memory."""
+    torch.save({"model": state, "best_acc": np.float64(0.8)}, tmp_path / "net.pt")
+    rewritten(tmp_path / "net.pt", in_pickle(b"f8", b"??"))  # of which numpy has no dtype
+    assert_same_weights(tmp_path / "net.pt", small_model)
+
+
+def test_tensors_that_share_their_values_beyond_measure_are_refused(tmp_path, state):
+    flat = torch.zeros(max(tensor.numel() for tensor in state.values()))
+    shared = {key: flat[: tensor.numel()].view(tensor.shape) for key, tensor in state.items()}
+    shared |= {f"more.{i}": flat for i in range(100)}
+    torch.save(shared, tmp_path / "net.pt")
+    refused(tmp_path / "net.pt", "share their values")
+
+
+def test_tensors_cut_from_one_storage_are_read(tmp_path, state, small_model):
+    flat = torch.cat([tensor.flatten() for tensor in state.values()])
+    begin, views = 0, {}
+    for key, tensor in state.items():
+        views[key] = flat[begin : begin + tensor.numel()].view(tensor.shape)
+        begin += tensor.numel()
+    torch.save(views, tmp_path / "net.pt")
+    assert_same_weights(tmp_path / "net.pt", small_model)
+
+
+def test_an_average_that_still_is_the_weights_is_read(tmp_path, state, small_model):
+    torch.save(
+        {f"{copy}.{key}": value for copy in ("model", "ema") for key, value in state.items()}, tmp_path / "net.pt"
+    )
+    assert_same_weights(tmp_path / "net.pt", small_model)
