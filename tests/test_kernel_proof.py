@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import proof
 import pytest
-from proof import nvrtc
+from proof import nvrtc, opencl
+from test_kernels import check_depthwise, check_gelu_grn
 
 from mlx_convnextv2.ops import gpu
 
@@ -130,23 +132,116 @@ def test_a_result_that_depends_on_the_order_of_threads_shows() -> None:
     assert len(results) > 1
 
 
-@pytest.mark.parametrize("call", CALLS)
-def test_the_metal_dialect_compiles(call: str) -> None:
-    """The text word for word, against declarations of what Metal has."""
-    function, inputs = CALLS[call]
-    (launch,) = proof.launches(function, *inputs)
-    proof.check_metal_syntax(launch.text)
-    for old, new in (("metal::fma(", "metal::fmadd("), ("simd_sum(value)", "simd_total(value)")):
-        with pytest.raises(proof.FaultError):
-            proof.check_metal_syntax(launch.text.replace(old, new))
+# In every line of the Metal dialect, and in bodies what only address spaces show: the call, the fault, and what
+# libclang says of it. Where it can say nothing, executing the text shows the fault.
+DIALECT_FAULTS = [
+    pytest.param("depthwise", "#define LOCAL thread", "#define LOCAL", "values names no address space", id="LOCAL"),
+    pytest.param("depthwise", "CONSTANT constant constexpr", "CONSTANT constexpr", "constant address", id="CONSTANT"),
+    pytest.param("depthwise", "threadgroup type name[count]", "thread type name[count]", "sums does not", id="SHARED"),
+    pytest.param("depthwise", "unroll(full)", "unroll(whole)", "expected 'enable'", id="UNROLL"),
+    pytest.param("depthwise", "metal::fma(", "metal::fmadd(", "fmadd", id="a-name-that-metal-lacks"),
+    pytest.param("depthwise", "LOCAL float (&values)", "float (&values)", "values names no", id="a-reference"),
+    pytest.param(
+        "depthwise",
+        "const uint simdgroup",
+        "const device float* p = values; const uint simdgroup",
+        "cannot initialize",
+        id="p",
+    ),
+    pytest.param(
+        "depthwise",
+        "threadgroup_barrier(metal::mem_flags::mem_threadgroup);",
+        "",
+        None,
+        id="wait_for_threadgroup",
+    ),
+    pytest.param("depthwise", "mem_flags::mem_threadgroup", "mem_flags::mem_none", None, id="mem_flags"),
+    pytest.param("depthwise", "return metal::simd_sum(value)", "return 0.5f * metal::simd_sum(value)", None, id="sum"),
+    pytest.param("depthwise", "metal::simd_sum(value)", "value", None, id="no-sum_of_lanes"),
+    pytest.param("depthwise", "metal::fma(a, b, c)", "metal::fma(c, b, a)", None, id="multiply_add"),
+    pytest.param("depthwise", "precise::rsqrt", "precise::sqrt", None, id="inverse_square_root"),
+    pytest.param("grn_scale", "precise::sqrt", "precise::rsqrt", None, id="square_root"),
+    pytest.param("gelu", "return metal::precise::exp(value)", "return value", None, id="exponential"),
+    pytest.param("gelu", "metal::fabs(value)", "value", None, id="magnitude"),
+    pytest.param("gelu", "metal::fmax(a, b)", "metal::fmax(b, b)", None, id="larger"),
+]
 
 
-def test_references_and_constants_name_their_address_space() -> None:
-    """Metal wants one on every array reference, pointer and constant outside of functions; C++ has none."""
-    source = gpu.source("metal", tuple(dict.fromkeys(gpu.DEPTHWISE_HEADERS + gpu.GELU_HEADERS + gpu.GRN_HEADERS)))
-    assert len(re.findall(r"LOCAL float \(&", source)) == source.count("(&") > 0
-    assert not re.search(r"\w\s*\*\s*\w+\s*[,)]\s*\{?$", source, re.MULTILINE)
-    assert not re.search(r"^(static )?(const|constexpr) ", source, re.MULTILINE)
+def found_by(execute: Callable, launch: proof.Launch, right: proof.Launch, inputs: tuple[mx.array, ...]) -> bool:
+    """Whether executing a launch fails, or differs from the right one."""
+    try:
+        outputs = execute(launch, inputs)
+    except proof.FaultError:
+        return True
+    pairs = zip(outputs, proof.execute(right, inputs), strict=True)
+    return not all(mx.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+
+
+@pytest.mark.parametrize(("call", "old", "new", "says"), DIALECT_FAULTS)
+def test_a_fault_in_the_dialect_is_found(call: str, old: str, new: str, says: str | None) -> None:
+    launch, inputs = planted(call, old, new)
+    if says is None:
+        assert found_by(proof.execute, launch, planted(call, old, old)[0], inputs)
+        return
+    if not opencl.can_read():
+        pytest.skip("it needs libclang")
+    with pytest.raises(proof.FaultError, match=says):
+        opencl.read(launch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    # PoCL's barriers are for all memory
+    ("call", "old", "new", "says"),
+    [fault for fault in DIALECT_FAULTS if not fault.values[3] and fault.id != "mem_flags"],
+)
+def test_the_second_proof_finds_it_too(call: str, old: str, new: str, says: str | None) -> None:
+    if opencl.missing():
+        pytest.skip(opencl.missing())
+    launch, inputs = planted(call, old, new)
+    assert found_by(opencl.execute, launch, planted(call, old, old)[0], inputs)
+
+
+def test_libclang_reads_every_kernel_with_its_address_spaces() -> None:
+    """The text word for word but for MLX's template line: every tile of the eight sizes, every dtype."""
+    if not opencl.can_read():
+        pytest.skip("it needs libclang")
+    found = {}
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        for channels in (6, 40, 352, 704, 2816):
+            vectors = [mx.zeros(channels, dtype) for _ in range(3)]
+            taps, hidden = mx.zeros((7, 7, channels), dtype), mx.zeros((2, 49, 4 * channels), dtype)
+            scale = mx.zeros((2, 4 * channels))
+            for side in (56, 28, 14):
+                x = mx.zeros((1, side, side, channels), dtype)
+                for function, inputs in (
+                    (gpu.depthwise_conv2d, (x, taps, vectors[0])),
+                    (lambda *a: gpu.depthwise_layer_norm(*a, 1e-6), (x, taps, *vectors)),
+                    (lambda *a: gpu.depthwise_layer_norm_residual(*a[:-1], 1e-6, a[-1]), (x, taps, *vectors, scale[0])),
+                    (gpu.gelu_sum_of_squares, (hidden,)),
+                    (gpu.sum_of_squares_of_gelu, (hidden,)),
+                    (lambda h, w: gpu.grn_scale(gpu.sum_of_squares_of_gelu(h), w), (hidden, hidden[0, 0])),
+                    (gpu.gelu_scaled, (hidden, scale)),
+                ):
+                    found.update({launch.text: launch for launch in proof.launches(function, *inputs)})
+    assert len(found) > 60
+    for launch in found.values():
+        opencl.read(launch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 6, 40), (1, 9, 3, 5), (1, 3, 7, 300), (3, 14, 14, 64)], ids=str)
+def test_another_compiler_runs_the_kernels_in_real_work_groups(shape: tuple, dtype: mx.Dtype) -> None:
+    if opencl.missing():
+        pytest.skip(opencl.missing())
+    batch, height, width, channels = shape
+
+    def run() -> AbstractContextManager[None]:
+        return proof.executed(by=opencl.execute)
+
+    check_depthwise(shape, dtype, run)
+    check_gelu_grn((batch, height * width, 4 * channels), dtype, run)
 
 
 @pytest.mark.slow

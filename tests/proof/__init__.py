@@ -1,8 +1,8 @@
 """Proof of the GPU kernels without a GPU: the text that MLX hands to Metal, compiled as C++ and executed.
 
 `launches` traces a call as MLX exports it, which needs no GPU, and takes from the trace all that Metal would get: the
-text with the signature that MLX generates, the grid and the shapes. `execute` compiles the text, with the Metal dialect
-replaced by dialect_cpp.h, and runs every thread of every threadgroup in machine.cpp.
+text with the signature that MLX generates, the grid and the shapes. `execute` compiles the text, with Metal's names
+defined in metal_cpp.h, and runs every thread of every threadgroup in machine.cpp. opencl.py is a second proof.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MACHINE_FLAGS = ("-Wno-deprecated-declarations",)
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 # Attributes of Metal, which C++ may ignore.
-_KERNEL_FLAGS = ("-Wno-attributes", "-Wno-unused-parameter")
+_KERNEL_FLAGS = ("-Wno-attributes", "-Wno-unused-parameter", "-Wno-unknown-pragmas")
 _NUMPY = {mx.float32: np.dtype(np.float32), mx.float16: np.dtype(np.float16), mx.bfloat16: np.dtype(np.uint16)}
 
 
@@ -75,30 +75,42 @@ def execute(launch: Launch, inputs: Sequence[mx.array], seed: int = 0) -> list[m
         FaultError: the text does not compile without a warning, or running it went wrong.
     """
     program = compiled(launch.name, launch.text)
-    numbers = [seed, *launch.groups, *launch.threads, 0]
-    case = [b""]
-    for is_input, name in _buffers(launch.text):
-        if name.endswith("_shape"):
-            data = np.array(inputs[_input_names(launch.text).index(name[: -len("_shape")])].shape, np.int32).tobytes()
-        elif is_input:
-            data = to_bytes(inputs[_input_names(launch.text).index(name)])
+    found = memory(launch, inputs)
+    numbers = [seed, *launch.groups, *launch.threads, len(found)]
+    case = [np.array(numbers, np.uint64).tobytes()]
+    for content in found:
+        if isinstance(content, int):
+            case.append(np.array([0, content], np.uint64).tobytes())
         else:
-            shape, dtype = launch.outputs[_output_names(launch.text).index(name)]
-            case.append(np.array([0, np.prod(shape, dtype=int) * dtype.size], np.uint64).tobytes())
-            continue
-        case += [np.array([1, len(data)], np.uint64).tobytes(), data]
-    numbers[-1] = len(_buffers(launch.text))
-    case[0] = np.array(numbers, np.uint64).tobytes()
+            case += [np.array([1, len(content)], np.uint64).tobytes(), content]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "case").write_bytes(b"".join(case))
-        _run([program, f"{folder}/case", f"{folder}/outputs"])
+        run([program, f"{folder}/case", f"{folder}/outputs"])
         content = (Path(folder) / "outputs").read_bytes()
-    outputs = []
-    for shape, dtype in launch.outputs:
-        size = int(np.prod(shape, dtype=int)) * dtype.size
-        outputs.append(from_bytes(content[:size], shape, dtype))
-        content = content[size:]
-    return outputs
+    ends = np.cumsum([size for size in found if isinstance(size, int)]).tolist()
+    return results(launch, [content[start:end] for start, end in zip([0, *ends], ends, strict=False)])
+
+
+def memory(launch: Launch, inputs: Sequence[mx.array]) -> list[bytes | int]:
+    """For each buffer of the signature, in order, what an input holds or how many bytes an output takes."""
+    all_buffers = _buffers(launch.text)
+    names = [name for is_input, name in all_buffers if is_input and not name.endswith("_shape")]
+    arrays = dict(zip(names, inputs, strict=True))
+    sizes = (int(np.prod(shape, dtype=int)) * dtype.size for shape, dtype in launch.outputs)
+    found: list[bytes | int] = []
+    for is_input, name in all_buffers:
+        if not is_input:
+            found.append(next(sizes))
+        elif name.endswith("_shape"):
+            found.append(np.array(arrays[name.removesuffix("_shape")].shape, np.int32).tobytes())
+        else:
+            found.append(to_bytes(arrays[name]))
+    return found
+
+
+def results(launch: Launch, contents: Sequence[bytes]) -> list[mx.array]:
+    """The outputs of a launch, from what their buffers hold."""
+    return [from_bytes(content, shape, dtype) for content, (shape, dtype) in zip(contents, launch.outputs, strict=True)]
 
 
 def require_compiler() -> None:
@@ -108,13 +120,13 @@ def require_compiler() -> None:
 
 
 @contextmanager
-def executed(seed: int = 0) -> Iterator[None]:
-    """Within this context every kernel call is executed here and at once, in place of a GPU."""
+def executed(seed: int = 0, by: Callable[..., list[mx.array]] | None = None) -> Iterator[None]:
+    """Within this context every kernel call is executed here and at once, in place of a GPU: `by` another, if said."""
     call = gpu.Kernel.__call__
 
     def execute_call(kernel: gpu.Kernel, *inputs: mx.array, **options: Any) -> list[mx.array]:
         (launch,) = launches(lambda *arrays: call(kernel, *arrays, **options), *inputs)
-        return execute(launch, inputs, seed)
+        return by(launch, inputs) if by else execute(launch, inputs, seed)
 
     with mock.patch.object(gpu.Kernel, "__call__", execute_call):
         yield
@@ -122,9 +134,9 @@ def executed(seed: int = 0) -> Iterator[None]:
 
 def compiled(name: str, text: str) -> Path:
     """The program that runs a kernel, compiled once."""
-    dialect = gpu.source("metal", ())
-    assert text.count(dialect) == 1
-    return _compiled(name, text.replace(dialect, '#include "dialect_cpp.h"\n'))
+    text, count = re.subn(r"#define SHARED\(.*\n", "", text)
+    assert count == 1
+    return _compiled(name, f'#include "metal_cpp.h"\n{text}')
 
 
 @cache
@@ -133,14 +145,14 @@ def _compiled(name: str, text: str) -> Path:
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     source, program = folder / f"{key}.cpp", folder / key
     source.write_text(f"{text}\n{_entry(text)}", encoding="utf-8")
-    _run(["g++", *FLAGS, *_KERNEL_FLAGS, *SANITIZERS, f"-I{HERE}", source, _machine(), "-o", program])
+    run(["g++", *FLAGS, *_KERNEL_FLAGS, *SANITIZERS, f"-I{HERE}", source, _machine(), "-o", program])
     return program
 
 
 @cache
 def _machine() -> Path:
     folder = Path(_folder().name)
-    _run(["g++", *FLAGS, *_MACHINE_FLAGS, *SANITIZERS, "-c", HERE / "machine.cpp", "-o", folder / "machine.o"])
+    run(["g++", *FLAGS, *_MACHINE_FLAGS, *SANITIZERS, "-c", HERE / "machine.cpp", "-o", folder / "machine.o"])
     return folder / "machine.o"
 
 
@@ -149,13 +161,13 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory()
 
 
-def _run(command: Sequence[str | Path]) -> None:
+def run(command: Sequence[str | Path]) -> None:
     result = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     if result.returncode != 0:
         raise FaultError(result.stderr.strip() or f"{command[0]} ended with {result.returncode}")
 
 
-def _signature(text: str) -> str:
+def signature(text: str) -> str:
     match = re.search(r"\[\[kernel\]\] void \w+\((.*?)\) \{", text, re.DOTALL)
     assert match is not None
     return match[1]
@@ -163,16 +175,8 @@ def _signature(text: str) -> str:
 
 def _buffers(text: str) -> list[tuple[bool, str]]:
     """Whether it is an input, and the name, of each buffer of the signature."""
-    found = re.findall(r"(const )?(?:device|constant) \w+\* (\w+) \[\[buffer", _signature(text))
+    found = re.findall(r"(const )?(?:device|constant) \w+\* (\w+) \[\[buffer", signature(text))
     return [(bool(const), name) for const, name in found]
-
-
-def _input_names(text: str) -> list[str]:
-    return [name for is_input, name in _buffers(text) if is_input and not name.endswith("_shape")]
-
-
-def _output_names(text: str) -> list[str]:
-    return [name for is_input, name in _buffers(text) if not is_input]
 
 
 def _entry(text: str) -> str:
@@ -186,7 +190,7 @@ def _entry(text: str) -> str:
         "threads_per_threadgroup",
     )
     arguments = []
-    for parameter in _signature(text).split(",\n"):
+    for parameter in signature(text).split(",\n"):
         buffer = re.match(r"\s*((?:const )?)(?:device|constant) (\w+)\* \w+ \[\[buffer\((\d+)\)", parameter)
         if buffer:
             arguments.append(f"static_cast<{buffer[1]}{buffer[2]}*>(buffers[{buffer[3]}])")
@@ -197,19 +201,6 @@ def _entry(text: str) -> str:
         f"void run_thread(void** buffers, {parameters});\n"
         f"void run_thread(void** buffers, {parameters}) {{\n  {name}({', '.join(arguments)});\n}}\n"
     )
-
-
-def check_metal_syntax(text: str) -> None:
-    """Compile the text as it is, Metal dialect included, against declarations of the names it may use.
-
-    Raises:
-        FaultError: it has an error or a warning.
-    """
-    with tempfile.NamedTemporaryFile("w", suffix=".cpp") as file:
-        file.write(f'#include "metal_declarations.h"\n{text}')
-        file.flush()
-        flags = (*FLAGS, *_KERNEL_FLAGS, "-Wno-unknown-pragmas", "-fsyntax-only")
-        _run(["g++", *flags, f"-I{HERE}", file.name])
 
 
 def to_bytes(array: mx.array) -> bytes:

@@ -241,7 +241,10 @@ void write(Memory* memory, long index, float value) {
   memory->values[i] = value;
 }
 
-void wait_for_threadgroup() { wait_as(State::at_barrier); }
+void wait_for_threadgroup(bool threadgroup_memory) {
+  if (!threadgroup_memory) fail("a barrier leaves threadgroup memory out");
+  wait_as(State::at_barrier);
+}
 
 float sum_of_lanes(float value) {
   fibers[current].lane_value = value;

@@ -1,18 +1,15 @@
-// What the kernels need of the language, under names of their own: C++, executed by machine.cpp.
+// What the text of a kernel finds in Metal, here in C++ and executed by machine.cpp: the language's words and those names
+// of its standard library that dialect_metal.h may use.
 //
-// It takes the place of dialect_metal.h in the text that MLX hands to Metal. Nothing of the standard library is
-// included, so that a name which the Metal specification lacks does not compile.
+// Nothing of the C++ library is included, so that a name which Metal lacks does not compile.
 
 #pragma once
 
 #define kernel
 #define device
 #define constant
+#define thread
 #define double DOUBLE_IS_NOT_A_TYPE_OF_METAL
-#define FUNCTION inline
-#define CONSTANT constexpr
-#define LOCAL
-#define UNROLL
 
 typedef unsigned int uint;
 typedef __SIZE_TYPE__ size_t;
@@ -34,7 +31,7 @@ struct bfloat16_t {
 
 // The machine: it knows which thread runs.
 namespace machine {
-void wait_for_threadgroup();
+void wait_for_threadgroup(bool threadgroup_memory);
 float sum_of_lanes(float value);
 // The memory of one threadgroup array, of `count` floats; the first thread of a threadgroup to come finds it unwritten.
 struct Memory;
@@ -67,15 +64,22 @@ class Shared {
   machine::Memory* memory_;
 };
 
+// In the place of the dialect's, the one line of it that is not executed here.
 #define SHARED(type, name, count)       \
   static const char name##_declared = 0; \
   const Shared name(machine::shared(&name##_declared, static_cast<size_t>(count)))
 
-FUNCTION void wait_for_threadgroup() { machine::wait_for_threadgroup(); }
-FUNCTION float sum_of_lanes(float value) { return machine::sum_of_lanes(value); }
-FUNCTION float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-FUNCTION float square_root(float value) { return __builtin_sqrtf(value); }
-FUNCTION float inverse_square_root(float value) { return 1.0f / __builtin_sqrtf(value); }
-FUNCTION float exponential(float value) { return __builtin_expf(value); }
-FUNCTION float magnitude(float value) { return __builtin_fabsf(value); }
-FUNCTION float larger(float a, float b) { return __builtin_fmaxf(a, b); }
+namespace metal {
+enum class mem_flags { mem_none, mem_device, mem_threadgroup };
+inline void threadgroup_barrier(mem_flags flags) { machine::wait_for_threadgroup(flags == mem_flags::mem_threadgroup); }
+inline float simd_sum(float value) { return machine::sum_of_lanes(value); }
+inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+inline float fabs(float value) { return __builtin_fabsf(value); }
+inline float fmax(float a, float b) { return __builtin_fmaxf(a, b); }
+namespace precise {
+inline float exp(float value) { return __builtin_expf(value); }
+inline float sqrt(float value) { return __builtin_sqrtf(value); }
+inline float rsqrt(float value) { return 1.0f / __builtin_sqrtf(value); }
+}  // namespace precise
+}  // namespace metal
+using namespace metal;
