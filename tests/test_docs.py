@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 
 def output(script: str, *arguments: str) -> str:
@@ -37,3 +40,11 @@ def test_a_block_is_six_launches_and_a_fifth_of_the_plain_bytes(arguments: list[
     assert len(rows) == 8 * 4
     assert {int(launches) for launches, _ in rows} == {6}
     assert max(int(percent) for _, percent in rows) <= 20
+
+
+def test_the_picture_in_readme_is_the_scripts():
+    drawn = runpy.run_path(str(ROOT / "figures" / "digits.py"))["draw"]()
+    with Image.open(ROOT / "docs" / "digits.png") as shown:
+        assert shown.size == drawn.size
+        difference = np.abs(np.asarray(shown.convert("RGB"), np.int16) - np.asarray(drawn, np.int16))
+    assert difference.mean() < 1  # letters are drawn a little differently from version to version

@@ -27,6 +27,7 @@ SETUP = [command for command in COMMANDS if "venv" in command]
 PYTEST = [command for command in COMMANDS if "-m pytest" in command and command not in SETUP]
 # These run for minutes, with the peers that are installed; tests/test_benchmark.py runs the like on a small model.
 BENCHMARKS = [command for command in COMMANDS if "mlx_convnextv2.benchmark" in command]
+BENCHMARKS += re.findall(r"^python -m mlx_convnextv2.benchmark .*", (ROOT / "docs/speed.md").read_text(), re.MULTILINE)
 EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST + BENCHMARKS]
 
 
