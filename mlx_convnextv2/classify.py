@@ -11,9 +11,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from . import cli
+from .messages import csv_cell, cut, printable, sentence
 
 if TYPE_CHECKING:
     from .pipeline import Result
@@ -50,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch-size", type=cli.positive_int, default=8, metavar="N", help="images at once (default: 8)"
     )
+    parser.add_argument(
+        "--max-pixels", type=cli.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+    )
     parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
     parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast, on standard error")
     parser.add_argument("--format", choices=tuple(_WRITERS), default="table", help="how to print (default: table)")
@@ -80,6 +84,8 @@ def classify(args: argparse.Namespace) -> int:
 
     images = find_inputs(args.images or [_shortest(DEMO / "images")])
     classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
+    if args.max_pixels is not None:
+        classifier.processor.max_pixels = args.max_pixels
     if args.verbose:
         from .inference import describe
 
@@ -96,7 +102,7 @@ def classify(args: argparse.Namespace) -> int:
             result.error = ValueError(f"no images in the folder {result.image}")
         if result.error is not None:
             failed += 1
-            cli.say(f"classify: {cli.sentence(result.error)}")
+            cli.say(f"classify: {sentence(result.error)}")
         else:
             done += 1
         text = write(result)
@@ -112,23 +118,31 @@ def classify(args: argparse.Namespace) -> int:
     return cli.SOME_FAILED if failed else cli.DONE
 
 
-class StandardInput(io.BytesIO):
-    """All of standard input, read by the main thread: another one that waits for it could not be interrupted."""
+class Stream(io.BytesIO):
+    """What came through a pipe, read by the main thread: another one that waits for it could not be interrupted.
 
-    name = "<stdin>"
+    `name` is what to call it in an error, `argument` what the user called it.
+    """
 
-    def __init__(self) -> None:
-        super().__init__(sys.stdin.buffer.read())
+    def __init__(self, file: BinaryIO, name: str, argument: str):
+        from .images import read_stream
+
+        super().__init__(read_stream(file))
+        self.name = name
+        self.argument = argument
 
 
 def find_inputs(arguments: Sequence[str]) -> list[Any]:
     """The images that the arguments name: paths and standard input, folders replaced by what they hold, if anything."""
-    from .images import find_images
+    from .images import find_images, is_pipe
 
     images: list[Any] = []
     for argument in arguments:
         if argument == "-":
-            images.append(StandardInput())
+            images.append(Stream(sys.stdin.buffer, "<stdin>", argument))
+        elif is_pipe(argument) and os.access(argument, os.R_OK):
+            with open(argument, "rb") as pipe:
+                images.append(Stream(pipe, argument, argument))
         else:
             found = find_images(argument) if os.path.isdir(argument) else []
             images += map(str, found) if found else [argument]
@@ -141,7 +155,7 @@ def _shortest(path: Path) -> str:
 
 
 def _name(result: Result) -> str:
-    return "-" if isinstance(result.image, StandardInput) else str(result.image)
+    return result.image.argument if isinstance(result.image, Stream) else str(result.image)
 
 
 def _table() -> Callable[[Result], str]:
@@ -155,8 +169,8 @@ def _table() -> Callable[[Result], str]:
     def write(result: Result) -> str:
         if result.predictions is None:
             return ""
-        lines = [f"  {p['score']:6.1%}  {bar(p['score'])}  {p['label']}\n" for p in result.predictions]
-        return "".join([f"{_name(result)}\n", *lines])
+        lines = [f"  {p['score']:6.1%}  {bar(p['score'])}  {cut(printable(p['label']))}\n" for p in result.predictions]
+        return "".join([f"{printable(_name(result))}\n", *lines])
 
     return write
 
@@ -167,10 +181,10 @@ def _json() -> Callable[[Result], str]:
     def write(result: Result) -> str:
         line: dict[str, Any] = {"image": _name(result)}
         if result.error is not None:
-            line["error"] = cli.sentence(result.error)
+            line["error"] = sentence(result.error)
         else:
             line["predictions"] = result.predictions
-        return json.dumps(line) + "\n"
+        return json.dumps(line).replace("\x7f", "\\u007f") + "\n"  # the one control that JSON leaves as it is
 
     return write
 
@@ -188,9 +202,9 @@ def _csv() -> Callable[[Result], str]:
 
     def write(result: Result) -> str:
         if result.error is not None:
-            writer.writerow([_name(result), "", "", "", "", cli.sentence(result.error)])
+            writer.writerow([csv_cell(_name(result)), "", "", "", "", csv_cell(sentence(result.error))])
         for rank, p in enumerate(result.predictions or [], start=1):
-            writer.writerow([_name(result), rank, p["label"], p["index"], p["score"], ""])
+            writer.writerow([csv_cell(_name(result)), rank, csv_cell(p["label"]), p["index"], p["score"], ""])
         text = "".join(lines)
         lines.clear()
         return text

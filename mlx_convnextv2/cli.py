@@ -10,14 +10,22 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from typing import NoReturn
+
+from .messages import printable, sentence
 
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # which may repeat a file's name
+
+
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
     """An argument parser for `python -m mlx_convnextv2.NAME`, whose --help ends with examples."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m mlx_convnextv2.{name}",
         description=description,
         epilog=f"examples:\n{examples}",
@@ -66,14 +74,13 @@ def _stop(*_: object) -> None:
 
 
 def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    """Print a line on standard error."""
+    print(printable(message), file=sys.stderr, flush=True)
 
 
-def sentence(error: BaseException) -> str:
-    """The message of an error on one line; for the operating system's own errors, what failed and on which file."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+def tell(report: object) -> None:
+    """Print a result on standard output, one line or several."""
+    print("\n".join(map(printable, str(report).split("\n"))), flush=True)
 
 
 def positive_int(text: str) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from .messages import short
 
 # Table 9 of the ConvNeXt V2 paper (arXiv:2301.00808): blocks and channels of the four stages.
 SIZES: dict[str, dict[str, list[int]]] = {
@@ -105,7 +106,7 @@ class ConvNextV2Config:
         model_type = values.pop("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ValueError(
-                f"this is a checkpoint of the architecture {model_type!r}, and only {cls.model_type!r} can be read"
+                f"this is a checkpoint of the architecture {short(model_type)}, and only {cls.model_type!r} can be read"
             )
         values.pop("stage_names", None)  # which follow from num_stages
         known = {f.name for f in fields(cls)} - {"extra"}
@@ -191,7 +192,9 @@ class ConvNextV2Config:
         if sorted(labels) != list(range(len(labels))):
             raise ValueError(f"id2label must number its {len(labels)} labels from 0 without a gap")
         if self.num_labels not in (None, len(labels)):
-            raise ValueError(f"num_labels is {self.num_labels} but id2label has {len(labels)} labels: they must agree")
+            raise ValueError(
+                f"num_labels is {short(self.num_labels)} but id2label has {len(labels)} labels: they must agree"
+            )
         self.id2label = dict(sorted(labels.items()))
         if self.label2id is None:
             self.label2id = {label: index for index, label in self.id2label.items()}
@@ -215,15 +218,16 @@ class ConvNextV2Config:
                 _require_one_of("each of out_features", name, names)
             if self.out_indices is not None and from_indices != self.out_features:
                 raise ValueError(
-                    f"out_features {self.out_features} and out_indices {self.out_indices} name different stages: "
-                    "give one of them"
+                    f"out_features {short(self.out_features)} and out_indices {short(self.out_indices)} name different "
+                    "stages: give one of them"
                 )
         if self.out_indices is None:
             self.out_indices = [names.index(name) for name in self.out_features]
         in_order = [name for name in names if name in self.out_features]
         if self.out_features != in_order:
             raise ValueError(
-                f"out_features and out_indices must name each stage once, in order: {in_order}, not {self.out_features}"
+                f"out_features and out_indices must name each stage once, in order: {short(in_order)}, not "
+                f"{short(self.out_features)}"
             )
 
 
@@ -231,11 +235,6 @@ def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
     """(height, width) of a side or a pair of sides."""
     sides = [value] if isinstance(value, int) else list(value)
     return sides[0], sides[-1]
-
-
-def short(value: Any) -> str:
-    """A value as it would be written in Python, cut to what fits in a message."""
-    return reprlib.repr(value)
 
 
 def read_json(path: str | Path) -> Any:

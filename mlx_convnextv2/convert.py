@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import cli
+from .messages import grouped, printable
 
 if TYPE_CHECKING:
     from .quantization import QuantizationReport
@@ -144,20 +145,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _convert(args: argparse.Namespace) -> int:
-    from .leftovers import grouped
-
     if sys.stderr.isatty():
         cli.say(f"Loading {args.hf_path} ...")  # before the slow imports
     _keep_large_buffers()
     options = {name: value for name, value in vars(args).items() if name not in ("hf_path", "mlx_path")}
     conversion = convert(args.hf_path, args.mlx_path, **options)
     if conversion.dropped:
-        print(f"Left out of what the file holds: {grouped(conversion.dropped)}")
+        cli.tell(f"Left out of what the file holds: {grouped(conversion.dropped)}")
     if conversion.quantization is not None:
-        print(conversion.quantization)
-    print(f"Wrote {args.mlx_path}: {_summary(conversion.path)}")
+        cli.tell(conversion.quantization)
+    cli.tell(f"Wrote {printable(args.mlx_path)}: {_summary(conversion.path)}")
     if conversion.verification is not None:
-        print(conversion.verification)
+        cli.tell(conversion.verification)
         if not conversion.verification.passed:
             raise ValueError(f"the numbers of {args.mlx_path} differ more than rounding explains: do not use it")
     return cli.DONE

@@ -7,8 +7,8 @@ import re
 import warnings
 from pathlib import Path
 
-from .config import short
 from .image_processor import PREPROCESSOR_FILE
+from .messages import one_line, short
 from .model_card import CARD_FILE
 from .sources import CONFIG_FILE, check_architecture
 from .tensor_files import PYTORCH_SUFFIXES, WEIGHTS_FILES, shard_names
@@ -142,7 +142,7 @@ def _download_file(repo: str, file: str, revision: str | None) -> Path:
                 f"there is no folder called {repo}, and {file} of a Hub repository of that name{at} is not in the "
                 "cache and the Hub cannot be reached: check the connection, HF_ENDPOINT and HF_HUB_OFFLINE"
             ) from None
-        raise OSError(f"{file} of {repo} could not be downloaded from the Hub: {first_line(error)}") from None
+        raise OSError(f"{file} of {repo} could not be downloaded from the Hub: {one_line(error)}") from None
 
 
 def _no_such_folder(name: str) -> FileNotFoundError:
@@ -157,7 +157,3 @@ def http_status(error: BaseException | None) -> int | None:
             return int(status)
         error = error.__cause__ or error.__context__
     return None
-
-
-def first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import cli
 from .classify import DEFAULT_MODEL, DEMO
+from .messages import printable
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.export --output classifier
@@ -60,14 +61,16 @@ def export(args: argparse.Namespace) -> int:
     check_target(output, args.overwrite, GRAPH)  # before a download
     model, processor = load(source, dtype=args.dtype, revision=args.revision)
     if args.quantize:
-        print(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
+        cli.tell(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
     options = {"batches": args.batch, "features": args.features, "name": name, "overwrite": args.overwrite}
     description = export_model(model, processor, output, **options)
     batches = ", ".join(map(str, description["batches"]))
     size = description["bytes"] / 1e6
-    print(f"Wrote {args.output}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")
+    cli.tell(f"Wrote {printable(args.output)}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")
     if description["device"] == "cpu":
-        print("There is no GPU here: this graph runs on the CPU wherever it is loaded. Export it on a Mac for Metal.")
+        cli.tell(
+            "There is no GPU here: this graph runs on the CPU wherever it is loaded. Export it on a Mac for Metal."
+        )
     return cli.DONE
 
 

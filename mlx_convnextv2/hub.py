@@ -12,10 +12,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from . import __version__
-from .config import ConvNextV2Config, short
-from .download import fetch, first_line, http_status
+from .config import ConvNextV2Config
+from .download import fetch, http_status
 from .folders import new_folder
 from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
+from .messages import one_line, short
 from .model import (
     ConvNextV2Backbone,
     ConvNextV2ForImageClassification,
@@ -171,7 +172,7 @@ def upload(path: str | os.PathLike[str], repo: str) -> str:
     except Exception as error:  # whatever the HTTP client raises: its own types are not OSErrors
         status = http_status(error)
         remedy = "check that HF_TOKEN may write there" if status in (401, 403) else "try again later"
-        answer = first_line(error) if status is None else f"the Hub answers status {status}: {first_line(error)}"
+        answer = one_line(error) if status is None else f"the Hub answers status {status}: {one_line(error)}"
         raise OSError(f"{path} is written but could not be uploaded to {repo} ({answer}): {remedy}") from None
     return str(address)
 

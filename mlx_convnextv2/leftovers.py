@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+
+from .messages import short, some
 
 _AVERAGED = ("ema", "ema_model", "model_ema", "ema_net", "averaged_model", "swa_model")
 _PLAIN = ("module", "_orig_mod", "model", "online_model", "net", "network", "student", "teacher")
@@ -46,28 +47,18 @@ def unwrap(keys: Collection[str], leftovers: Collection[str] = ()) -> tuple[dict
     averaged = [prefix for prefix in copies if _is_averaged(prefix, leftovers)]
     if len(averaged) != 1:
         raise ValueError(
-            f"it holds weights twice, under {' and '.join(repr(prefix) for prefix in sorted(copies))}, and which to "
+            f"it holds weights twice, under {' and '.join(map(short, sorted(copies)))}, and which to "
             "take is not clear: save one copy alone, such as the EMA's"
         )
     superseded = copies - {averaged[0]}
     lost = [name for name, doubled in names.items() if all(prefixes[key] in superseded for key in doubled)]
     if lost:
         raise ValueError(
-            f"the averaged copy, under {averaged[0]!r}, lacks {len(lost)} of the weights, such as {lost[0]}: save one "
-            "whole copy alone"
+            f"the averaged copy, under {short(averaged[0])}, lacks {len(lost)} of the weights, such as "
+            f"{some(lost[:1])}: save one whole copy alone"
         )
     kept = {key[len(prefix) :]: key for key, prefix in prefixes.items() if prefix not in superseded}
     return kept, [key for key, prefix in prefixes.items() if prefix in superseded]
-
-
-def grouped(names: Sequence[str], most: int = 3) -> str:
-    """A list for a message, in which many names of one first word become that word and their number."""
-    first = Counter(name.split(".")[0] for name in names if "." in name)
-    entries: dict[str, None] = {}  # each once, in order
-    for name in names:
-        word = name.split(".")[0]
-        entries[f"{word}.* ({first[word]} tensors)" if "." in name and first[word] > most else name] = None
-    return ", ".join(entries)
 
 
 def _is_averaged(prefix: str, leftovers: Collection[str]) -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 import mlx.core as mx
 
 from .leftovers import is_leftover
-from .tensor_files import DTYPES, Header, Tensor, some
+from .messages import cut, one_line, some
+from .tensor_files import DTYPES, Header, Tensor
 from .zip_files import is_zip, read_stored_entries
 
 # Where training scripts put the weights, the averaged ones first, as timm does.
@@ -62,9 +63,11 @@ def read_pytorch_header(file: Path) -> Header:
     for key, tensor in tensors.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in names:
-            raise ValueError(f"{file} holds {key} as {dtype}: save it as one of {', '.join(DTYPES)} first")
+            raise ValueError(f"{file} holds {some([key])} as {dtype}: save it as one of {', '.join(DTYPES)} first")
         if not _is_whole(tensor):
-            raise ValueError(f"{file} does not hold every value of {key}: save it as a dense, contiguous tensor first")
+            raise ValueError(
+                f"{file} does not hold every value of {some([key])}: save it as a dense, contiguous tensor first"
+            )
         header[key] = Tensor(file, key, tuple(tensor.shape), DTYPES[dtype])
     if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_SHARING * file.stat().st_size:
         raise ValueError(f"{file} holds tensors that share their values: save each as a tensor of its own first")
@@ -109,13 +112,12 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
             content = _load_legacy(file) if entries is None else _load_zip(file, entries)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"a {named[1]}" if named else "more than tensors"
+        what = f"a {cut(named[1])}" if named else "more than tensors"
         raise ValueError(
             f"{file} holds {what}, which is never unpickled: save the model's state_dict() instead"
         ) from None
     except Exception as error:  # damaged files lead to errors of many kinds
-        told = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ValueError(f"{file} is truncated or corrupt ({told}): download it again") from None
+        raise ValueError(f"{file} is truncated or corrupt ({one_line(error)}): download it again") from None
     return _state_dict(content, file)
 
 

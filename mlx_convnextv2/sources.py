@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .config import ConvNextV2Config, as_pair, read_json, short
+from .config import ConvNextV2Config, as_pair, read_json
 from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
+from .messages import short, some
 from .weights import HUGGING_FACE, Checkpoint
 
 CONFIG_FILE = "config.json"
@@ -86,7 +87,7 @@ def read_config(checkpoint: Checkpoint, **overrides: Any) -> ConvNextV2Config:
         if overrides:
             unknown = sorted(set(overrides) - set(ConvNextV2Config.__dataclass_fields__))
             if unknown:
-                raise ValueError(f"unknown configuration field {', '.join(unknown)}")
+                raise ValueError(f"unknown configuration field {some(unknown)}")
             if "out_features" in overrides or "out_indices" in overrides:
                 values = {**values, "out_features": None, "out_indices": None}
             values = {**values, **overrides}
@@ -177,7 +178,9 @@ def _values_from_timm(values: Mapping[str, Any], checkpoint: Checkpoint) -> dict
     for name, value in model_args.items():
         allowed = _TIMM_ONLY_ARGS.get(name, () if name not in _TIMM_INERT_ARGS else (value,))
         if value not in allowed:
-            raise ValueError(f"model_args has {name} = {value!r}, a variant of timm's that is not supported")
+            raise ValueError(
+                f"model_args has {some([name])} = {short(value)}, a variant of timm's that is not supported"
+            )
     ours = {**_values_from_tensors(checkpoint), "architecture": values["architecture"], "model_args": model_args}
     ours["layer_norm_eps"] = _LAYER_NORM_EPS
     input_size = (values.get("pretrained_cfg") or {}).get("input_size")
@@ -194,10 +197,12 @@ def _timm_processor(cfg: Mapping[str, Any]) -> ConvNextImageProcessor:
     """timm's `pretrained_cfg`, its settings for evaluation, as an image processor."""
     height, width = cfg["input_size"][1:]
     if height != width:
-        raise ValueError(f"pretrained_cfg has the input size {height} x {width}: only squares are supported")
+        raise ValueError(
+            f"pretrained_cfg has the input size {short(height)} x {short(width)}: only squares are supported"
+        )
     interpolation = cfg.get("interpolation", "bicubic")
     if interpolation not in _PILLOW_FILTERS:
-        raise ValueError(f"pretrained_cfg has the unknown interpolation {interpolation!r}")
+        raise ValueError(f"pretrained_cfg has the unknown interpolation {short(interpolation)}")
     return ConvNextImageProcessor(
         size=height,
         crop_pct=cfg.get("crop_pct", 0.875),

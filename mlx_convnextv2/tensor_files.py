@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ import mlx.core as mx
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from .config import read_json, short
+from .config import read_json
 from .leftovers import is_leftover
+from .messages import one_line, short, some
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -104,7 +105,7 @@ def read_header(file: Path) -> Header:
             views = {key: header.get_slice(key) for key in header.keys()}  # noqa: SIM118 - not a mapping
             stored = {key: (tuple(view.get_shape()), view.get_dtype()) for key, view in views.items()}
     except SafetensorError as error:
-        raise ValueError(f"{file} is truncated or corrupt ({error}): download it again") from None
+        raise ValueError(f"{file} is truncated or corrupt ({one_line(error)}): download it again") from None
     readable = {**_FILE_DTYPES, **(_QUANTIZED_DTYPES if file_format == "mlx" else {})}
     tensors, dropped = {}, []
     for key, (shape, dtype) in stored.items():
@@ -112,7 +113,7 @@ def read_header(file: Path) -> Header:
             dropped.append(key)
             continue
         if dtype not in readable:
-            raise ValueError(f"{file} holds {key} as {dtype}: save it as one of {', '.join(DTYPES)} first")
+            raise ValueError(f"{file} holds {some([key])} as {dtype}: save it as one of {', '.join(DTYPES)} first")
         tensors[key] = Tensor(file, key, shape, readable[dtype])
     return Header(file_format, tensors, tuple(dropped))
 
@@ -128,7 +129,7 @@ def read_tensors(file: Path) -> Mapping[str, mx.array]:
     except RuntimeError as error:
         if "unsupported dtype" in str(error):  # MLX refuses the file for a leftover of float64, say
             return _MappedTensors(file)
-        raise ValueError(f"{file} cannot be read ({error}): download it again") from None
+        raise ValueError(f"{file} cannot be read ({one_line(error)}): download it again") from None
 
 
 class _MappedTensors(Mapping[str, mx.array]):
@@ -204,12 +205,6 @@ def is_floating(dtype: mx.Dtype) -> bool:
 
 def dtype_name(dtype: mx.Dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
-
-
-def some(names: Sequence[str], most: int = 5) -> str:
-    """A list for a message: the first few, without what would not print, and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name if name.isprintable() and len(name) < 200 else short(name) for name in names[:most]) + more
 
 
 def _save_file(file: Path, weights: dict[str, mx.array], metadata: Mapping[str, str]) -> None:

@@ -20,6 +20,7 @@ from mlx.utils import tree_flatten
 from .config import ConvNextV2Config
 from .hub import load
 from .leftovers import WRAPPERS
+from .messages import short, some
 from .model import ConvNextV2ForImageClassification, ConvNextV2Model
 from .sources import read_config
 from .tensor_files import dtype_name, is_floating, read_tensors
@@ -166,7 +167,9 @@ def _timm(checkpoint: Checkpoint, config: ConvNextV2Config) -> Forward:
     state = {WRAPPERS.sub("", tensor.key): torch.tensor(array) for tensor, array in _raw_tensors(checkpoint).values()}
     absent = model.load_state_dict(state, strict=False).missing_keys
     if any(not key.startswith("head.norm.") for key in absent):  # which pre-training leaves out
-        raise ValueError(f"timm's {config.extra['architecture']} does not fit the weights: {absent[0]} is missing")
+        raise ValueError(
+            f"timm's {short(config.extra['architecture'])} does not fit the weights: {some(absent[:1])} is missing"
+        )
     model.eval()
 
     def forward(pixel_values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from .leftovers import unwrap
-from .tensor_files import Tensor, is_floating, read_header, read_tensors, some, weight_files
+from .messages import some
+from .tensor_files import Tensor, is_floating, read_header, read_tensors, weight_files
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Checkpoint:
                 dropped.append(full_key)
                 continue
             if name in tensors:
-                raise ValueError(f"{path} holds {name} under two names, {tensors[name].key} and {full_key}")
+                raise ValueError(f"{path} holds {some([name])} under two names, {some([tensors[name].key, full_key])}")
             tensors[name] = raw[full_key] if is_mlx else _in_mlx_layout(name, raw[full_key])
         return cls(path, scheme, tensors, is_mlx, tuple(dropped))
 

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, load, save
-from mlx_convnextv2.leftovers import grouped
+from mlx_convnextv2.messages import grouped
 from mlx_convnextv2.sources import open_checkpoint
 
 # Most checkpoints here are saved without a processor, which the tests of loading look at.

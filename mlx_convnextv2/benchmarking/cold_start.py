@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import cli
 from .checkpoint import write_model
 from .exports import export, last_line
 from .measure import spread
@@ -94,7 +95,7 @@ def cold_start(
                 del runs[name]
 
     ours = runs[OURS]
-    print(f"One image with {report['model']}, whole processes, one of {config.num_labels} classes:")
+    cli.tell(f"One image with {report['model']}, whole processes, one of {config.num_labels} classes:")
     for name, times in runs.items():
         timed = list(zip(times[1:], ours[1:], strict=True))
         result = {
@@ -106,7 +107,7 @@ def cold_start(
             "agrees": times[0]["answer"] == ours[0]["answer"],
         }
         report["results"].append(result)
-        print(row(result), flush=True)
+        cli.tell(row(result))
         if not result["agrees"]:
             failed(f"{name} answers class {times[0]['answer']}, and we {ours[0]['answer']}")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .. import cli
 from ..config import as_pair
 from .checkpoint import write_images, write_model
 from .measure import agrees, alternate, contenders
@@ -27,12 +28,12 @@ def compare(args: argparse.Namespace, report: dict[str, Any], temporary: Path, f
                 facts = {"contender": worker.name, "dtype": dtype, **worker.facts}
                 report["contenders"].append(facts)
                 packages = ", ".join(f"{package} {version}" for package, version in facts["versions"].items())
-                print(f"{worker.name} in {dtype}: {facts['device']}; loaded in {facts['load_s']:.2f} s ({packages})")
+                cli.tell(f"{worker.name} in {dtype}: {facts['device']}; loaded in {facts['load_s']:.2f} s ({packages})")
             for batch in args.batch_size:
                 for result in alternate(workers, batch, None, args.runs, failed):
                     result |= {"dtype": dtype, "agrees": agrees(result, dtype)}
                     report["results"].append(result)
-                    print(row(result), flush=True)
+                    cli.tell(row(result))
                     if not result["agrees"]:
                         failed(disagreement(result))
 

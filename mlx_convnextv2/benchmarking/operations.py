@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .. import cli
+
 
 def self_check(
     args: argparse.Namespace, report: dict[str, Any], temporary: Path, failed: Callable[[str], None]
@@ -27,10 +29,10 @@ def self_check(
         raise ValueError("the kernels run on a GPU, and MLX has none here: this check is for a Mac or CUDA")
     model, side = _model(args)
     checks = list(check_kernels(model, side))
-    print(
+    cli.tell(
         f"Kernels on {mx.device_info()['device_name']}, for the shapes of {args.size or args.model} at {side} pixels:"
     )
-    print(check_report(checks))
+    cli.tell(check_report(checks))
     report["results"] += [{**asdict(check), "passed": check.passed} for check in checks]
     for kernel in dict.fromkeys(check.kernel.strip() for check in checks if not check.passed):
         failed(f"{kernel} is wrong on this device: set MLX_CONVNEXTV2_OPS=plain, and please report it")
@@ -46,7 +48,7 @@ def time_operations(
     for dtype in args.dtype:
         for batch in args.batch_size:
             timings = list(timings_of(model, side, batch, dtype, args.runs))
-            print(f"Milliseconds in {dtype}, batch {batch}:\n{timing_report(timings)}", flush=True)
+            cli.tell(f"Milliseconds in {dtype}, batch {batch}:\n{timing_report(timings)}")
             report["results"] += [{**asdict(timing), "dtype": dtype} for timing in timings]
 
 

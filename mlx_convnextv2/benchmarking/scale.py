@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import cli
 from ..config import SIZES
 from .checkpoint import write_images, write_model
 from .compare import disagreement
@@ -41,12 +42,12 @@ def scale(args: argparse.Namespace, report: dict[str, Any], temporary: Path, fai
                     report["results"] += [{**result, "axis": axis, "amount": amounts[axis]} for axis in amounts]
                     ms = result["seconds"]["median"] * 1000
                     where = f"{size:<5} batch {batch:<3} side {side:<4}"
-                    print(f"  {result['contender']:<16} {where} {ms:9.2f} ms", flush=True)
+                    cli.tell(f"  {result['contender']:<16} {where} {ms:9.2f} ms")
                     if not result["agrees"]:
                         failed(disagreement(result))
     report["growth"] = growth(report["results"])
     for line in report["growth"]:
-        print(f"{line['contender']}: time grows as {line['axis']}^{line['exponent']:.2f}")
+        cli.tell(f"{line['contender']}: time grows as {line['axis']}^{line['exponent']:.2f}")
 
 
 def growth(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
