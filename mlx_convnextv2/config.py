@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,16 @@ _MAX_JSON_BYTES = 4_000_000  # ImageNet-22k's labels take under 3 MB
 _MAX_JSON_MARKS = 300_000  # commas and brackets; ImageNet-22k's labels, both ways, have about 120,000
 
 
-@dataclass
+# Fields that follow from one another: what is assigned wins, and the others of its group are worked out anew.
+LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
+STAGE_FIELDS = {"out_features", "out_indices"}
+
+
+@dataclass(init=False)
 class ConvNextV2Config:
     """Every field of Hugging Face's `ConvNextV2Config`, with its defaults.
+
+    A field can be assigned at any time. It is checked as here, and fields that follow from it change with it.
 
     Args:
         num_channels: channels of the input image.
@@ -50,10 +58,12 @@ class ConvNextV2Config:
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at the first.
         image_size: what the checkpoint states. The processor decides the size that is used.
         out_features, out_indices: stages that a backbone returns; each follows from the other.
-        num_labels: classes; 0 means no head. Follows from `id2label` where that is given.
-        id2label, label2id: label of each class index, and the reverse.
+        num_labels: classes; 0 means no head.
+        id2label, label2id: label of each class index, and the reverse. `id2label` may be a list of labels; without one
+            they are LABEL_0, LABEL_1, ... Labels and `num_labels` follow from one another.
         problem_type: one of `PROBLEM_TYPES`, or None to infer it from the labels.
-        extra: keys of a config.json that are not listed here, kept for the way back.
+        extra: keys of a config.json that are not listed here, kept for the way back. Unknown keywords and attributes
+            are kept here too, and are read as attributes.
 
     Raises:
         ValueError: a value makes no sense; the message names the field and what is allowed.
@@ -72,8 +82,8 @@ class ConvNextV2Config:
     out_features: list[str] = None  # type: ignore[assignment]  # filled in below
     out_indices: list[int] = None  # type: ignore[assignment]
     num_labels: int = None  # type: ignore[assignment]
-    id2label: dict[int, str] | None = None
-    label2id: dict[str, int] | None = None
+    id2label: dict[int, str] = field(default=None, repr=False)  # type: ignore[arg-type]
+    label2id: dict[str, int] = field(default=None, repr=False)  # type: ignore[arg-type]
     problem_type: str | None = None
     return_dict: bool = True
     output_hidden_states: bool = False
@@ -81,19 +91,41 @@ class ConvNextV2Config:
 
     model_type = "convnextv2"
 
-    def __post_init__(self) -> None:
-        self.hidden_sizes = _as_list("hidden_sizes", self.hidden_sizes)
-        self.depths = _as_list("depths", self.depths)
+    def __init__(self, **values: Any) -> None:
+        state = vars(self)  # what is assigned here is not aligned before all of it is there
+        for known in fields(self):
+            default = known.default if known.default_factory is MISSING else known.default_factory()
+            state[known.name] = values.pop(known.name, default)
         self._check_numbers()
         self._align_labels()
         self._align_out_features()
+        self._keep(values)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Assign several fields at once, all or, where one makes no sense, none."""
+        kept = dict(vars(self))
+        for group in (LABEL_FIELDS, STAGE_FIELDS):
+            if not group.isdisjoint(values):
+                kept = {name: value for name, value in kept.items() if name not in group}
+        if self._labels_fit(values):
+            kept.update(id2label=self.id2label, label2id=self.label2id)
+        vars(self).update(vars(type(self)(**{**kept, **values})))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.update({name: value})
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return vars(self)["extra"][name]
+        except KeyError:
+            raise AttributeError(f"the configuration has no field {name!r}") from None
 
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> ConvNextV2Config:
         """The configuration of a published size ("atto" ... "huge"), with 1000 classes unless overridden."""
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}: choose one of {', '.join(SIZES)}")
-        if "id2label" not in overrides:
+        if LABEL_FIELDS.isdisjoint(overrides):
             overrides = {"num_labels": 1000, **overrides}
         return cls(**{**SIZES[size], **overrides})
 
@@ -122,13 +154,11 @@ class ConvNextV2Config:
     def to_dict(self) -> dict[str, Any]:
         """A dictionary for config.json; `from_dict` gives back an equal configuration."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
-        # Files carry the labels, or where there are none the number of classes.
-        del values["num_labels" if self.id2label is not None else "id2label"]
-        if self.id2label is not None:
-            values["id2label"] = {str(index): label for index, label in self.id2label.items()}
-        for optional in ("label2id", "problem_type"):
-            if values[optional] is None:
-                del values[optional]
+        values["id2label"] = {str(index): label for index, label in self.id2label.items()}
+        # Files carry the labels, or where nobody named the classes their number.
+        derived = ("id2label", "label2id") if is_unnamed(self.id2label) else ("num_labels",)
+        for name in (*derived, "problem_type") if self.problem_type is None else derived:
+            del values[name]
         return {**self.extra, "model_type": self.model_type, "stage_names": self.stage_names, **values}
 
     @property
@@ -151,7 +181,7 @@ class ConvNextV2Config:
         _require_int("num_channels", self.num_channels, 1, MAX_CHANNELS)
         _require_int("num_stages", self.num_stages, 1, MAX_STAGES)
         for name, low, high in (("hidden_sizes", 1, MAX_CHANNELS), ("depths", 0, MAX_DEPTH)):
-            values = getattr(self, name)
+            vars(self)[name] = values = _as_list(name, getattr(self, name))
             if len(values) != self.num_stages:
                 raise ValueError(
                     f"{name} must have num_stages = {self.num_stages} entries, one for each stage, not {len(values)}"
@@ -177,58 +207,76 @@ class ConvNextV2Config:
         if self.problem_type is not None:
             _require_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
 
+    def _labels_fit(self, values: Mapping[str, Any]) -> bool:
+        """Whether the labels stay as they are where these fields are assigned."""
+        if "id2label" in values or values.get("num_labels", self.num_labels) != self.num_labels:
+            return False
+        return values.get("label2id") is None or _is_reverse(values["label2id"], self.id2label)
+
     def _align_labels(self) -> None:
-        if self.id2label is None:
-            self.num_labels = 2 if self.num_labels is None else self.num_labels  # transformers' default
-            _require_int("num_labels", self.num_labels, 0, MAX_LABELS)
-            return
-        if not isinstance(self.id2label, Mapping):
-            raise ValueError(f"id2label must map class indices to labels, not be a {type(self.id2label).__name__}")
-        _require_int("the number of labels in id2label", len(self.id2label), 0, MAX_LABELS)
-        try:
-            labels = {int(index): str(label) for index, label in self.id2label.items()}
-        except (TypeError, ValueError):
-            raise ValueError("id2label must have whole numbers as its keys") from None
-        if sorted(labels) != list(range(len(labels))):
-            raise ValueError(f"id2label must number its {len(labels)} labels from 0 without a gap")
-        if self.num_labels not in (None, len(labels)):
-            raise ValueError(
-                f"num_labels is {short(self.num_labels)} but id2label has {len(labels)} labels: they must agree"
-            )
-        self.id2label = dict(sorted(labels.items()))
-        if self.label2id is None:
-            self.label2id = {label: index for index, label in self.id2label.items()}
-        _require(isinstance(self.label2id, Mapping), "label2id", self.label2id, "a mapping of labels to class indices")
-        self.num_labels = len(labels)
+        """Fill whichever of id2label, label2id and num_labels is missing: `id2label` says most, `num_labels` least."""
+        state = vars(self)
+        if self.label2id is not None:
+            _require(isinstance(self.label2id, Mapping), "label2id", self.label2id, "a map of labels to class indices")
+        if isinstance(self.id2label, Mapping):
+            state["id2label"] = _as_labels("id2label", list(self.id2label.items()))
+        elif isinstance(self.id2label, list | tuple):
+            state["id2label"] = _as_labels("id2label", list(enumerate(self.id2label)))
+        elif self.id2label is not None:
+            raise ValueError(f"id2label must map class indices to labels, or list them, not be {short(self.id2label)}")
+        elif self.label2id is not None:
+            state["id2label"] = _as_labels("label2id", [(index, label) for label, index in self.label2id.items()])
+        num_labels = 2 if self.num_labels is None else self.num_labels  # transformers' default
+        _require_int("num_labels", num_labels, 0, MAX_LABELS)
+        if self.id2label is None or (self.num_labels is not None and is_unnamed(self.id2label)):
+            state["id2label"] = {index: f"LABEL_{index}" for index in range(num_labels)}
+        count = len(self.id2label)
+        if self.num_labels not in (None, count):
+            raise ValueError(f"num_labels is {short(self.num_labels)} but id2label has {count} labels: they must agree")
+        state["num_labels"] = count
+        if not _is_reverse(self.label2id, self.id2label):
+            state["label2id"] = {label: index for index, label in self.id2label.items()}
 
     def _align_out_features(self) -> None:
         """Fill whichever of out_features and out_indices is missing; both default to the last stage."""
-        names = self.stage_names
-        if self.out_indices is not None:
-            given = _as_list("out_indices", self.out_indices)
-            for index in given:
-                _require_int("each of out_indices", index, -len(names), len(names) - 1)
-            self.out_indices = given
-            from_indices = [names[index] for index in given]
-        if self.out_features is None:
-            self.out_features = names[-1:] if self.out_indices is None else from_indices
-        else:
-            self.out_features = _as_list("out_features", self.out_features)
+        names, state = self.stage_names, vars(self)
+        if self.out_features is None and self.out_indices is None:
+            state["out_features"] = names[-1:]
+        if self.out_features is not None:
+            state["out_features"] = _as_list("out_features", self.out_features)
             for name in self.out_features:
                 _require_one_of("each of out_features", name, names)
-            if self.out_indices is not None and from_indices != self.out_features:
-                raise ValueError(
-                    f"out_features {short(self.out_features)} and out_indices {short(self.out_indices)} name different "
-                    "stages: give one of them"
-                )
         if self.out_indices is None:
-            self.out_indices = [names.index(name) for name in self.out_features]
-        in_order = [name for name in names if name in self.out_features]
-        if self.out_features != in_order:
+            state["out_indices"] = [names.index(name) for name in self.out_features]
+        state["out_indices"] = _as_list("out_indices", self.out_indices)
+        for index in self.out_indices:
+            _require_int("each of out_indices", index, -len(names), len(names) - 1)
+        from_indices = [names[index] for index in self.out_indices]
+        if self.out_features not in (None, from_indices):
+            raise ValueError(
+                f"out_features {short(self.out_features)} and out_indices {short(self.out_indices)} name different "
+                "stages: give one of them"
+            )
+        in_order = [name for name in names if name in from_indices]
+        if from_indices != in_order:
             raise ValueError(
                 f"out_features and out_indices must name each stage once, in order: {short(in_order)}, not "
-                f"{short(self.out_features)}"
+                f"{short(from_indices)}"
             )
+        state["out_features"] = from_indices
+
+    def _keep(self, unknown: dict[str, Any]) -> None:
+        """Keep unknown keywords in `extra`, except what follows from the fields, which may only say the same."""
+        _require(isinstance(self.extra, Mapping), "extra", self.extra, "a mapping of names to values")
+        for name in [name for name in unknown if hasattr(type(self), name)]:
+            if unknown.pop(name) != getattr(self, name):
+                raise ValueError(f"{name} is no field of the configuration that can be set")
+        vars(self)["extra"] = {**self.extra, **unknown}
+        for name, value in self.extra.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError(f"{name} must be what a JSON file can hold, not {short(value)}") from None
 
 
 def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
@@ -248,6 +296,32 @@ def read_json(path: str | Path) -> Any:
         return json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ValueError(f"{path} is not valid JSON ({error}): download or write it again") from None
+
+
+def is_unnamed(id2label: Mapping[int, str]) -> bool:
+    """Whether these are the labels LABEL_0, LABEL_1, ... that stand where nobody named the classes."""
+    return all(label == f"LABEL_{index}" for index, label in id2label.items())
+
+
+def _as_labels(name: str, pairs: list[tuple[Any, Any]]) -> dict[int, str]:
+    """The labels in the order of their indices, from pairs such as (0, "cat") or ("0", "cat")."""
+    _require_int(f"the number of labels in {name}", len(pairs), 0, MAX_LABELS)
+    try:
+        labels = {int(str(index)): label for index, label in pairs}
+    except (ValueError, RecursionError):
+        raise ValueError(f"{name} must have whole numbers as its class indices") from None
+    if sorted(labels) != list(range(len(pairs))):
+        raise ValueError(f"{name} must number its {len(pairs)} labels from 0 without a gap")
+    for label in labels.values():
+        _require(isinstance(label, str | Real), f"each label in {name}", label, "text")
+    return {index: str(labels[index]) for index in range(len(labels))}
+
+
+def _is_reverse(label2id: Any, id2label: Mapping[int, str]) -> bool:
+    """Whether every label has an index that is its own; where classes share a label, the index of any of them."""
+    if not isinstance(label2id, Mapping) or label2id.keys() != set(id2label.values()):
+        return False
+    return all(type(index) is int and id2label.get(index) == label for label, index in label2id.items())
 
 
 def _as_list(name: str, value: Any) -> list[Any]:

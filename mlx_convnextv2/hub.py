@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten, tree_map
 
 from . import __version__
-from .config import ConvNextV2Config
+from .config import LABEL_FIELDS, ConvNextV2Config
 from .download import fetch, http_status
 from .folders import new_folder
 from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
@@ -73,6 +74,8 @@ def load(
     checkpoint = open_checkpoint(fetch(path_or_repo, revision=revision))
     config = read_config(checkpoint, **config_overrides)
     model, sources, left_out = _build(config, checkpoint, model_class)
+    if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(config_overrides):
+        _check_head(checkpoint, config.num_labels)
     if isinstance(model, ConvNextV2Backbone) and not {"out_features", "out_indices"}.isdisjoint(config_overrides):
         unasked = set(config.stage_names) - set(config.out_features)
         left_out |= {name for name in checkpoint.tensors if re.match(rf"{_NORMS}({'|'.join(unasked)})\.", name)}
@@ -111,7 +114,7 @@ def save(
     Raises:
         FileExistsError: the folder exists.
         OSError: it cannot be written, for lack of space say.
-        ValueError: an unknown format.
+        ValueError: an unknown format, or a config that is no longer the model's.
     """
     if format not in ("mlx", "huggingface"):
         raise ValueError(f'format must be "mlx" or "huggingface", not {format!r}')
@@ -126,14 +129,19 @@ def save(
     path = os.path.expanduser(path)
     size = sum(array.nbytes for array in weights.values())
     with new_folder(path, overwrite) as folder:
-        if release:
-            model.update(tree_map(lambda _: mx.array([]), model.parameters()))
-        save_weights(folder, weights, metadata, max_shard_bytes)
         config = {**model.config.to_dict(), "architectures": [type(model).__name__]}
         if format == "huggingface":
             config = {key: value for key, value in config.items() if key not in TIMM_KEYS}
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = dtype
-        write_json(folder / CONFIG_FILE, config)
+        try:
+            write_json(folder / CONFIG_FILE, config)
+            _check_described(model, ConvNextV2Config.from_json_file(folder / CONFIG_FILE))
+        except (TypeError, ValueError) as error:
+            reason = str(error).replace(str(folder), path)
+            raise ValueError(f"{path} is not written, because it could not be loaded again: {reason}") from None
+        if release:
+            model.update(tree_map(lambda _: mx.array([]), model.parameters()))
+        save_weights(folder, weights, metadata, max_shard_bytes)
         if processor is not None:
             if format == "huggingface" and processor.crop_mode is not None:
                 mode = processor.crop_mode
@@ -186,6 +194,35 @@ def check_repo_id(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError:
         raise ValueError(f"{short(repo)} is not a Hub id such as owner/name") from None
+
+
+def _check_head(checkpoint: Checkpoint, num_labels: int) -> None:
+    """Raise a ValueError if the checkpoint's head is for another number of classes."""
+    head = checkpoint.tensors.get("classifier.weight")
+    if head is not None and head.shape[0] != num_labels:
+        raise ValueError(
+            f"the head of {checkpoint.path} has {head.shape[0]} classes, so num_labels cannot be {num_labels}: "
+            f"give id2label {head.shape[0]} labels, one for each class"
+        )
+
+
+def _check_described(model: ConvNextV2PreTrainedModel, config: ConvNextV2Config) -> None:
+    """Raise a ValueError if a model built from the configuration would have other parameters than this one."""
+
+    def shapes() -> dict[str, tuple[int, ...]]:
+        rebuilt = next(known for known in _MODEL_CLASSES if isinstance(model, known))(config)
+        restore_quantized_layers(rebuilt, ours)
+        return {name: tuple(array.shape) for name, array in dict(tree_flatten(rebuilt.parameters())).items()}
+
+    ours = {name: tuple(array.shape) for name, array in dict(tree_flatten(model.parameters())).items()}
+    with ThreadPoolExecutor(1) as thread:  # which has random numbers of its own: saving must not move the caller's
+        described = thread.submit(shapes).result()
+    for name in sorted(ours.keys() | described.keys()):
+        if ours.get(name) != described.get(name):
+            raise ValueError(
+                f"model.config is no longer the model's: {name} is {ours.get(name, 'absent')} and would be "
+                f"{described.get(name, 'absent')}. Set the config back, or build a new model from it"
+            )
 
 
 def _build(

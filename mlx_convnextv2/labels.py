@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-from .config import ConvNextV2Config
+from .config import ConvNextV2Config, is_unnamed
 
 
 def class_labels(config: ConvNextV2Config) -> list[str]:
@@ -13,12 +11,9 @@ def class_labels(config: ConvNextV2Config) -> list[str]:
     `id2label` where it says more than transformers' placeholders (LABEL_0, LABEL_1, ...); else ImageNet-1k's names
     for 1000 classes, and placeholders for any other number.
     """
-    labels = list((config.id2label or {}).values())
-    if labels and not all(re.fullmatch(r"LABEL_\d+", label) for label in labels):
-        return labels
-    if config.num_labels == 1000:
+    if config.num_labels == len(IMAGENET_1K) and is_unnamed(config.id2label):
         return list(IMAGENET_1K)
-    return labels or [f"LABEL_{index}" for index in range(config.num_labels)]
+    return list(config.id2label.values())
 
 
 # The WordNet 3.0 lemmas of the 1000 synsets of ILSVRC 2012, ordered by synset id: line i is class i.

@@ -6,7 +6,7 @@ Classes, arguments and parameter names are those of Hugging Face transformers. I
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -231,11 +231,31 @@ class ConvNextV2Encoder(nn.Module):
 
 @dataclass
 class ModelOutput:
-    """Fields by name or by position, as in transformers; a field that is None is left out of `to_tuple`."""
+    """Fields by name or by position, as in transformers; one that is None has no position and is no key.
+
+    `dict(outputs)` has the fields by name; iteration gives their values, as that of a tuple does.
+    """
+
+    def keys(self) -> list[str]:
+        return [f.name for f in fields(self) if getattr(self, f.name) is not None]
+
+    def values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self.keys())
+
+    def items(self) -> list[tuple[str, Any]]:
+        return list(zip(self.keys(), self.values(), strict=True))
 
     def to_tuple(self) -> tuple[Any, ...]:
-        values = (getattr(self, f.name) for f in fields(self))
-        return tuple(value for value in values if value is not None)
+        return self.values()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.values())
+
+    def __len__(self) -> int:
+        return len(self.keys())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys()
 
     def __getitem__(self, key: int | slice | str) -> Any:
         if not isinstance(key, str):
@@ -265,10 +285,14 @@ class ImageClassifierOutput(ModelOutput):
 
 @dataclass
 class BackboneOutput(ModelOutput):
-    """feature_maps: one (N, H, W, C) for each of `out_features`; hidden_states as in ConvNextV2ModelOutput."""
+    """feature_maps: one (N, H, W, C) for each of `out_features`; hidden_states as in ConvNextV2ModelOutput.
+
+    attentions is always None: it is there for what reads the outputs of any backbone.
+    """
 
     feature_maps: tuple[mx.array, ...]
     hidden_states: tuple[mx.array, ...] | None = None
+    attentions: None = None
 
 
 class ConvNextV2PreTrainedModel(nn.Module):

@@ -84,16 +84,14 @@ def read_config(checkpoint: Checkpoint, **overrides: Any) -> ConvNextV2Config:
             if isinstance(values, Mapping) and "architecture" in values and "model_type" not in values:
                 with _making_sense("the timm configuration"):
                     values = _values_from_timm(values, checkpoint)
-        if overrides:
-            unknown = sorted(set(overrides) - set(ConvNextV2Config.__dataclass_fields__))
-            if unknown:
-                raise ValueError(f"unknown configuration field {some(unknown)}")
-            if "out_features" in overrides or "out_indices" in overrides:
-                values = {**values, "out_features": None, "out_indices": None}
-            values = {**values, **overrides}
-        return ConvNextV2Config.from_dict(values)
+        config = ConvNextV2Config.from_dict(values)
     except ValueError as error:
         raise ValueError(f"{path or checkpoint.path}: {error}") from None
+    unknown = sorted(set(overrides) - set(ConvNextV2Config.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"unknown configuration field {some(unknown)}")
+    config.update(overrides)
+    return config
 
 
 def read_processor(checkpoint: Checkpoint, config: ConvNextV2Config) -> ConvNextImageProcessor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from dataclasses import fields
+import pickle
+from dataclasses import fields, replace
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -173,7 +175,7 @@ def configs(draw) -> dict:
     num_stages = draw(st.integers(1, 6))
     names = ["stem", *(f"stage{i + 1}" for i in range(num_stages))]
     side_or_pair = st.integers(1, 1000) | st.lists(st.integers(1, 1000), min_size=2, max_size=2)
-    labels = draw(st.none() | st.lists(st.text(), max_size=5))
+    labels = draw(st.none() | st.lists(st.text(), min_size=1, max_size=5))
     values = {
         "num_stages": num_stages,
         "hidden_sizes": draw(st.lists(st.integers(1, 5000), min_size=num_stages, max_size=num_stages)),
@@ -280,7 +282,17 @@ NONSENSE = [
     ("out_indices", "different stages", {"out_features": ["stage1"], "out_indices": [2]}),
     ("out_indices", "different stages", {"out_features": ["stage1"], "out_indices": [1, 2]}),
     *(("num_labels", "whole number from 0", {"num_labels": value}) for value in (-1, 2.0, "2", True, 10**9)),
-    ("id2label", "map", {"id2label": ["cat", "dog"]}),
+    *(("id2label", "map", {"id2label": value}) for value in ("cat", 3, {"cat", "dog"})),
+    ("id2label", "text", {"id2label": ["cat", None]}),
+    ("id2label", "text", {"id2label": {0: {"cat": "dog"}}}),
+    *(("id2label", "whole numbers", {"id2label": {key: "cat"}}) for key in (0.5, float("nan"), float("inf"), True)),
+    ("id2label", r"whole number from 0 to \d+", {"id2label": ["cat"] * 10**6}),
+    ("label2id", "whole numbers", {"label2id": {"cat": "a"}}),
+    ("label2id", "without a gap", {"label2id": {"cat": 0, "dog": 0}}),
+    ("label2id", "from 0", {"label2id": {"cat": 1}}),
+    ("extra", "mapping", {"extra": ["architectures"]}),
+    ("use_cache", "JSON", {"use_cache": object()}),
+    *((name, "no field", {name: "resnet"}) for name in ("model_type", "stage_names", "to_dict")),
     ("id2label", "whole numbers", {"id2label": {"cat": 0, "dog": 1}}),
     ("id2label", "without a gap", {"id2label": {0: "cat", 2: "dog"}}),
     ("id2label", "from 0", {"id2label": {1: "cat", 2: "dog"}}),
@@ -296,6 +308,118 @@ def test_a_value_that_makes_no_sense_is_named_with_what_is_allowed(field, allowe
     with pytest.raises(ValueError, match=allowed) as error:
         ConvNextV2Config(**values)
     assert field in str(error.value)
+
+
+@pytest.mark.parametrize(("field", "allowed", "values"), NONSENSE, ids=[str(values) for _, _, values in NONSENSE])
+def test_nonsense_that_is_assigned_is_the_constructors_error_and_changes_nothing(field, allowed, values):
+    config = ConvNextV2Config()
+    with pytest.raises(ValueError, match=allowed) as error:
+        setattr(config, *next(iter(values.items()))) if len(values) == 1 else config.update(values)
+    assert field in str(error.value)
+    assert config == ConvNextV2Config()
+
+
+class TestAssignment:
+    """Fields that follow from one another change with the one that is assigned."""
+
+    def labelled(self) -> ConvNextV2Config:
+        return ConvNextV2Config(id2label=["cat", "dog", "cat"], label2id={"cat": 2, "dog": 1})
+
+    @pytest.mark.parametrize("labels", [["ash", "elm"], ("ash", "elm"), {0: "ash", 1: "elm"}, {"1": "elm", "0": "ash"}])
+    def test_labels_tell_their_number_and_the_reverse(self, labels):
+        config = self.labelled()
+        config.id2label = labels
+        assert config.id2label == {0: "ash", 1: "elm"}
+        assert (config.label2id, config.num_labels) == ({"ash": 0, "elm": 1}, 2)
+        assert config == ConvNextV2Config(id2label=labels)
+
+    def test_another_number_of_labels_makes_them_placeholders(self):
+        config = self.labelled()
+        config.num_labels = 2
+        assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+        assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+        assert config == ConvNextV2Config(num_labels=2)
+
+    def test_the_same_number_of_labels_changes_nothing(self):
+        config = self.labelled()
+        config.num_labels = 3
+        assert config == self.labelled()
+
+    def test_the_reverse_tells_the_labels(self):
+        config = self.labelled()
+        config.label2id = {"elm": 1, "ash": 0}
+        assert config == ConvNextV2Config(id2label=["ash", "elm"])
+
+    def test_a_reverse_that_fits_the_labels_leaves_them(self):
+        config = self.labelled()
+        config.label2id = {"cat": 0, "dog": 1}
+        assert (config.id2label, config.label2id) == (self.labelled().id2label, {"cat": 0, "dog": 1})
+
+    def test_a_reverse_of_other_labels_is_worked_out_anew(self):
+        config = ConvNextV2Config.from_dict({"id2label": {"0": "cat"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}})
+        assert config.label2id == {"cat": 0}
+
+    @pytest.mark.parametrize("values", [{"out_features": ["stem", "stage3"]}, {"out_indices": [0, 3]}], ids=str)
+    def test_out_features_and_out_indices_change_together(self, values):
+        config = ConvNextV2Config(out_features=["stage2"])
+        config.update(values)
+        assert (config.out_features, config.out_indices) == (["stem", "stage3"], [0, 3])
+        config.update(dict.fromkeys(values))  # None is the default
+        assert config == ConvNextV2Config()
+
+    def test_fields_that_need_one_another_are_assigned_at_once(self):
+        config = ConvNextV2Config()
+        config.update({"num_stages": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "out_indices": [1, 2]})
+        assert (config.stage_names, config.out_features) == (["stem", "stage1", "stage2"], ["stage1", "stage2"])
+
+    def test_an_override_of_a_size_tells_its_number_of_labels(self):
+        assert ConvNextV2Config.from_size("atto", label2id={"cat": 0}).num_labels == 1
+
+    def test_classes_that_nobody_named_are_written_as_their_number(self):
+        for config in (ConvNextV2Config(num_labels=100_000), ConvNextV2Config(id2label={})):
+            values = config.to_dict()
+            assert values["num_labels"] == config.num_labels
+            assert values.keys().isdisjoint({"id2label", "label2id"})
+            assert ConvNextV2Config.from_dict(values) == config
+
+
+class TestUnknownFields:
+    def test_keywords_and_attributes_are_kept_and_written(self):
+        config = ConvNextV2Config(is_decoder=False)
+        config.use_cache = {"size": [1]}
+        assert (config.is_decoder, config.use_cache) == (False, {"size": [1]})
+        assert config.extra == {"is_decoder": False, "use_cache": {"size": [1]}}
+        again = ConvNextV2Config.from_dict(json.loads(json.dumps(config.to_dict())))
+        assert again == config
+        assert again.use_cache == {"size": [1]}
+
+    def test_a_name_that_was_never_given_is_no_attribute(self):
+        with pytest.raises(AttributeError, match="'use_cache'"):
+            _ = ConvNextV2Config().use_cache
+
+    def test_what_to_dict_gives_are_keywords(self):
+        config = ConvNextV2Config.from_dict(PUBLISHED)
+        assert ConvNextV2Config(**config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, replace, lambda config: pickle.loads(pickle.dumps(config))],
+    ids=["copy", "deepcopy", "replace", "pickle"],
+)
+def test_a_copy_is_equal_and_of_its_own(copied):
+    config = ConvNextV2Config.from_dict(PUBLISHED)
+    other = copied(config)
+    assert other == config
+    other.num_labels = 5
+    other.use_cache = False
+    assert config == ConvNextV2Config.from_dict(PUBLISHED) != other
+
+
+def test_replace_aligns_labels_too():
+    assert replace(ConvNextV2Config(), num_labels=5) == ConvNextV2Config(num_labels=5)
+    named = ConvNextV2Config(id2label=["cat", "dog"])
+    assert replace(named, id2label=["ash", "elm"]).label2id == {"ash": 0, "elm": 1}
 
 
 def test_as_many_labels_as_imagenet_22k_has_are_read_both_ways(tmp_path):

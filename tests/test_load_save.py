@@ -246,6 +246,74 @@ def test_an_override_that_is_unknown_or_makes_no_sense_is_named(hf_folder, overr
         load(hf_folder, **overrides)
 
 
+def test_a_list_of_labels_renames_the_classes(hf_folder):
+    labels = list("abcdefg")
+    config = load(hf_folder, id2label=labels)[0].config
+    assert list(config.id2label.values()) == labels
+    assert config.label2id == {label: index for index, label in enumerate(labels)}
+
+
+@pytest.mark.parametrize("overrides", [{"id2label": ["a", "b"]}, {"num_labels": 9}, {"label2id": {"a": 0}}], ids=str)
+def test_labels_for_another_number_of_classes_than_the_heads_are_an_error_that_says_how_many(hf_folder, overrides):
+    with pytest.raises(ValueError, match=r"has 7 classes.*give id2label 7 labels"):
+        load(hf_folder, **overrides)
+    assert load(hf_folder, model_class=ConvNextV2Model, **overrides)  # which has no head
+
+
+# --- a config that was changed after the model was built ------------------------------------------------------------
+
+
+def test_a_config_that_still_describes_the_model_is_saved(tmp_path):
+    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, id2label=["a", "b"]))
+    model.config.id2label = ["ash", "elm"]
+    model.config.drop_path_rate = 0.5
+    save(model, tmp_path / "saved", ConvNextImageProcessor(size=32))
+    config = load(tmp_path / "saved")[0].config
+    assert (config.label2id, config.drop_path_rate) == ({"ash": 0, "elm": 1}, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda config: setattr(config, "num_labels", 5), r"classifier.bias is \(2,\) and would be \(5,\)"),
+        (lambda config: config.id2label.update({2: "c"}), r"classifier.bias is \(2,\) and would be \(3,\)"),
+        (lambda config: setattr(config, "depths", [1, 1, 1, 1]), "would be absent"),
+        (lambda config: setattr(config, "num_channels", 1), "patch_embeddings.weight"),
+        (lambda config: config.depths.append(1), "depths must have"),
+        (lambda config: config.extra.update(note=object()), "not JSON serializable"),
+        (lambda config: config.extra.update(note="x" * 5_000_000), "more than 4 MB"),
+    ],
+    ids=["num_labels", "id2label in place", "depths", "num_channels", "depths in place", "no JSON", "too large"],
+)
+@pytest.mark.parametrize("release", [False, True], ids=["kept", "released"])
+def test_save_writes_no_folder_that_load_would_refuse(tmp_path, change, named, release):
+    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, id2label=["a", "b"]))
+    change(model.config)
+    with pytest.raises(ValueError, match=named) as error:
+        save(model, tmp_path / "saved", release=release)
+    assert str(error.value).startswith(str(tmp_path / "saved"))
+    assert ".partial" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+    assert model.classifier.weight.size > 0
+
+
+def test_a_backbone_of_other_stages_than_its_config_is_not_saved(tmp_path):
+    model = ConvNextV2Backbone(ConvNextV2Config(**SMALL))
+    model.config.out_indices = [1]
+    with pytest.raises(ValueError, match=r"hidden_states_norms\.stage1"):
+        save(model, tmp_path / "saved")
+
+
+def test_saving_leaves_the_random_numbers_alone(tmp_path, small_model):
+    numbers = []
+    for name in ("one", None):
+        mx.random.seed(1)
+        if name:
+            save(small_model, tmp_path / name)
+        numbers.append(mx.random.uniform().item())
+    assert numbers[0] == numbers[1]
+
+
 # --- folders that are no checkpoint ---------------------------------------------------------------------------------
 
 

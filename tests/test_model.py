@@ -190,6 +190,26 @@ class TestOutputs:
         with pytest.raises(IndexError):
             outputs[1]
 
+    def test_outputs_are_a_mapping_of_what_is_there(self):
+        outputs = build()(images(2, 32, 32, 3), output_hidden_states=True)
+        assert list(outputs.keys()) == ["logits", "hidden_states"]
+        assert "logits" in outputs
+        assert "loss" not in outputs
+        assert len(outputs) == 2
+        assert (
+            dict(outputs)
+            == dict(outputs.items())
+            == {
+                "logits": outputs.logits,
+                "hidden_states": outputs.hidden_states,
+            }
+        )
+
+    def test_a_backbone_has_no_attentions_but_says_so(self):
+        outputs = build(ConvNextV2Backbone)(images(1, 32, 32, 3))
+        assert outputs.attentions is None
+        assert "attentions" not in outputs
+
     @pytest.mark.parametrize("name", ["attentions", "to_tuple"])
     def test_a_name_that_is_no_field_is_a_key_error(self, name):
         with pytest.raises(KeyError, match=name):
