@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,9 @@ class Blas:
         return self.reason if self.library is None else f"{self.library} ({self.reason})"
 
 
+_LATE = Blas(None, "MLX's own, because mlx was imported before mlx_convnextv2")
+
+
 @cache
 def load() -> Blas:
     """Find an optimised BLAS and offer it to MLX, once for this process. Before `mlx.core` is imported, or it is late.
@@ -51,19 +55,48 @@ def load() -> Blas:
     if wanted == "none":
         return Blas(None, f"MLX's own, as {VARIABLE}=none asks")
     if "mlx.core" in sys.modules:
-        return Blas(None, "MLX's own, because mlx was imported before mlx_convnextv2")
+        if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
+            return Blas("a BLAS", "that the whole process has")  # by LD_PRELOAD, say
+        if wanted:
+            _warn_late(f"{VARIABLE}={wanted} has no effect")
+        return _LATE
     if not wanted and "torch" in sys.modules:
         return Blas(None, "MLX's own, because PyTorch is loaded, which a second BLAS slows down")
+    problems = []
     for path in _candidates(wanted):
-        version = _offer(path)
+        try:
+            version = _offer(path)
+        except OSError as error:
+            culprit, _, problem = str(error).partition(": ")
+            problems.append(f"{path} needs {culprit}: {problem}" if culprit != path else str(error))
+            continue
         if version is not None:
             return Blas(version, path)
     if wanted:
+        why = f" ({'; '.join(problems)})" if problems else ""
         names = ", ".join(LIBRARIES)
         raise ValueError(
-            f"{VARIABLE}={wanted} is no BLAS that can be loaded: set it to {names}, the path of one, or none"
+            f"{VARIABLE}={wanted} is no BLAS that can be loaded{why}: set it to {names}, the path of one, or none"
         )
     return Blas(None, f"MLX's own, the slow reference BLAS: {_ADVICE}")
+
+
+@cache
+def warn_if_late() -> None:
+    """Say once that MLX computes on a CPU with its slow BLAS only because it was imported before this package."""
+    if load() is not _LATE or os.environ.get(VARIABLE):
+        return
+    import mlx.core as mx
+
+    if mx.default_device().type == mx.cpu and any(map(_is_blas, _candidates(""))):
+        _warn_late("MLX computes with its own slow BLAS")
+
+
+def _warn_late(what: str) -> None:
+    warnings.warn(
+        f"{what}, because mlx was imported before mlx_convnextv2: import a name from mlx_convnextv2 first",
+        stacklevel=2,
+    )
 
 
 def _candidates(wanted: str) -> Iterator[str]:
@@ -78,15 +111,23 @@ def _candidates(wanted: str) -> Iterator[str]:
             yield file
 
 
-def _offer(path: str) -> str | None:
-    """Load a library for the whole process and return its name, or None if it is no BLAS of 32-bit integers."""
+def _is_blas(path: str) -> bool:
     try:
-        library = ctypes.CDLL(path)
-        if not hasattr(library, "cblas_sgemm"):
-            return None
-        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        return hasattr(ctypes.CDLL(path), "cblas_sgemm")
     except OSError:
+        return False
+
+
+def _offer(path: str) -> str | None:
+    """Load a library for the whole process and return its name, or None if it is no BLAS of 32-bit integers.
+
+    Raises:
+        OSError: it cannot be loaded; the message begins with the file that is missing or broken.
+    """
+    library = ctypes.CDLL(path)
+    if not hasattr(library, "cblas_sgemm"):
         return None
+    ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     if hasattr(library, "openblas_get_config"):
         library.openblas_get_config.restype = ctypes.c_char_p
         return " ".join(library.openblas_get_config().decode().split()[:2])

@@ -73,7 +73,7 @@ def convert(
     """
     from .download import fetch
     from .folders import check_target
-    from .hub import check_repo_id, load, save, upload
+    from .hub import check_repo_id, load_unread, save, upload
     from .model_card import read_base_model, read_licence
     from .quantization import quantize as quantize_model
     from .sources import open_checkpoint
@@ -92,7 +92,7 @@ def convert(
     checkpoint = open_checkpoint(source)
     if checkpoint.is_mlx and to == "mlx" and not quantize and dtype is None:
         raise ValueError(f"{hf_path} is converted to MLX already: load it as it is")
-    model, processor = load(source, dtype=dtype)
+    model, processor = load_unread(source, dtype=dtype)
     if verify:
         from .verify import check_verifiable
 

@@ -16,7 +16,9 @@ from . import __version__
 from .config import LABEL_FIELDS, ConvNextV2Config
 from .download import fetch, http_status
 from .folders import new_folder
+from .forks import check_not_forked
 from .image_processor import PREPROCESSOR_FILE, ConvNextImageProcessor
+from .layers import no_init_weights
 from .messages import one_line, short
 from .model import (
     ConvNextV2Backbone,
@@ -58,15 +60,40 @@ def load(
         config_overrides: fields of the configuration to change, such as `out_features=["stage2", "stage4"]`.
 
     Returns:
-        The model, in inference mode, and its image processor.
+        The model, in inference mode and for any thread to use, and its image processor.
 
     Raises:
         FileNotFoundError: no such folder, repository, revision or weights.
-        OSError: the Hub is out of reach.
+        OSError: the Hub is out of reach, a file cannot be read, or this process was forked from one that used MLX.
         TypeError: `path_or_repo` is no path and no id.
         ValueError: another architecture, a corrupt file, weights that do not fit (listed), a `revision` of something
             local, or another `model_class`.
     """
+    model, processor = load_unread(
+        path_or_repo, dtype=dtype, revision=revision, model_class=model_class, **config_overrides
+    )
+    try:
+        mx.eval(model.parameters())  # lazy arrays are of use in the thread alone that made them
+    except RuntimeError as error:
+        if "allocate" in str(error):
+            raise
+        raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({first_line(error)}): download it again") from None
+    return model, processor
+
+
+def load_unread(
+    path_or_repo: str | os.PathLike[str],
+    *,
+    dtype: str | mx.Dtype | None = None,
+    revision: str | None = None,
+    model_class: type[ConvNextV2PreTrainedModel] | None = None,
+    **config_overrides: Any,
+) -> tuple[Any, ConvNextImageProcessor]:
+    """`load`, except that each weight is read when it is needed, which must be in this thread.
+
+    A conversion never has to hold all of them.
+    """
+    check_not_forked()
     dtype = as_dtype(dtype)
     if model_class is not None and model_class not in _MODEL_CLASSES:
         names = ", ".join(known.__name__ for known in _MODEL_CLASSES)
@@ -228,7 +255,7 @@ def _check_described(model: ConvNextV2PreTrainedModel, config: ConvNextV2Config)
 def _build(
     config: ConvNextV2Config, checkpoint: Checkpoint, model_class: type[ConvNextV2PreTrainedModel] | None
 ) -> tuple[ConvNextV2PreTrainedModel, dict[str, str], set[str]]:
-    """A model with random weights, the checkpoint's name for each of its parameters, and the names left out."""
+    """A model without its weights, the checkpoint's name for each of its parameters, and the names left out."""
     tensors = checkpoint.tensors
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ""
     from_transformers = checkpoint.scheme is HUGGING_FACE
@@ -239,7 +266,8 @@ def _build(
         held_class = ConvNextV2Backbone
 
     model_class = model_class or held_class
-    model = model_class(config)
+    with no_init_weights():
+        model = model_class(config)
     own_prefix = prefix if model_class is not ConvNextV2ForImageClassification else ""
     try:
         restore_quantized_layers(model, tensors, own_prefix)
@@ -260,6 +288,6 @@ def _build(
         left_out = {name for name in tensors if name.startswith(tuple(unused))}
     elif model_class is ConvNextV2Model and not from_transformers and f"{prefix}layernorm.weight" not in tensors:
         # the outcome of pre-training alone (FCMAE)
-        warnings.warn(f"{checkpoint.path} has no final norm: the pooled output is normalised without one", stacklevel=3)
+        warnings.warn(f"{checkpoint.path} has no final norm: the pooled output is normalised without one", stacklevel=4)
         names = [name for name in names if not name.startswith("layernorm.")]
     return model, {name: prefix + name for name in names}, left_out

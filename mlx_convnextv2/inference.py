@@ -9,15 +9,18 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from . import ops
-from .model import ConvNextV2ForImageClassification, ConvNextV2Layer, gelu
+from .forks import check_not_forked
+from .model import ConvNextV2ForImageClassification, ConvNextV2Layer, ConvNextV2Model, body_and_classifier, gelu
 from .ops import gpu
 from .ops.folds import bias_behind, scale_weight
 
 
 def fuse(
-    model: ConvNextV2ForImageClassification, path: str | None = None, *, pooled: bool = False
+    model: ConvNextV2ForImageClassification | ConvNextV2Model, path: str | None = None, *, pooled: bool = False
 ) -> Callable[[mx.array], mx.array]:
     """A function from pixel_values (N, H, W, C) to logits (N, num_labels): the model in inference mode, and no more.
+
+    Of a ConvNextV2Model, which has no classifier, it is one to the pooled output (N, hidden_size).
 
     It has the weights that the model has now: change them, and call `fuse` again. On a GPU the graph is compiled, once
     for each shape of pixel_values. On a CPU it is not, because `mx.compile` would run a C++ compiler for seconds and
@@ -29,12 +32,15 @@ def fuse(
         pooled: return the pooled output (N, hidden_size), which the classifier takes, instead of logits.
 
     Raises:
-        TypeError: the model is not a ConvNextV2ForImageClassification.
+        OSError: this process was forked from one that used MLX.
+        TypeError: the model is neither a ConvNextV2ForImageClassification nor a ConvNextV2Model.
         ValueError: a path that does not exist, or "numpy" for a model with layers of another class or form.
     """
-    if not isinstance(model, ConvNextV2ForImageClassification):
-        raise TypeError(f"fuse takes a ConvNextV2ForImageClassification, not a {type(model).__name__}")
-    body = model.convnextv2
+    check_not_forked()
+    if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
+        names = f"{ConvNextV2ForImageClassification.__name__} or a {ConvNextV2Model.__name__}"
+        raise TypeError(f"fuse takes a {names}, not a {type(model).__name__}")
+    body, classifier = body_and_classifier(model, pooled)
     weight = body.embeddings.patch_embeddings.weight
     if ops.choose(weight.dtype, len(weight), path) == "numpy":
         from .ops import cpu  # here, so that it costs nothing where it is not used
@@ -57,9 +63,17 @@ def fuse(
             for block in blocks:
                 hidden_states = block(hidden_states)
         pooler_output = body.pool(hidden_states)  # (N, H, W, C) -> (N, C)
-        return pooler_output if pooled else model.classifier(pooler_output)  # (N, C) -> (N, num_labels)
+        return pooler_output if classifier is None else classifier(pooler_output)  # (N, C) -> (N, num_labels)
 
-    return predict if mx.default_device() == mx.Device(mx.cpu) else mx.compile(predict)
+    if mx.default_device() == mx.Device(mx.cpu):
+        return predict
+    compiled = mx.compile(predict)
+
+    def run(pixel_values: mx.array) -> mx.array:
+        check_not_forked()  # of which the compiled graph knows nothing
+        return compiled(pixel_values)
+
+    return run
 
 
 def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.array], mx.array]) -> str:

@@ -6,6 +6,8 @@ Classes, arguments and parameter names are those of Hugging Face transformers. I
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -15,8 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from . import ops
+from . import layers, ops
+from .blas import warn_if_late
 from .config import ConvNextV2Config
+from .forks import check_not_forked
 from .ops.plain import gelu, global_response_norm
 
 IGNORED_LABEL = -100  # a sample to leave out of the cross-entropy, as in PyTorch
@@ -102,12 +106,14 @@ class ConvNextV2Embeddings(nn.Module):
     def __init__(self, config: ConvNextV2Config):
         super().__init__()
         width = config.hidden_sizes[0]
-        self.patch_embeddings = nn.Conv2d(config.num_channels, width, config.patch_shape, stride=config.patch_shape)
+        self.patch_embeddings = layers.conv2d(config.num_channels, width, config.patch_shape, config.patch_shape)
         self.layernorm = ConvNextV2LayerNorm(width)
         self.num_channels = config.num_channels
         self._min_image_shape = config.min_image_shape
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
+        check_not_forked()
+        warn_if_late()
         self.check(pixel_values)
         pixel_values = pixel_values.astype(self.patch_embeddings.weight.dtype)
         embeddings = self.patch_embeddings(pixel_values)  # (N, H, W, channels) -> (N, H // patch, W // patch, C)
@@ -141,12 +147,12 @@ class ConvNextV2Layer(nn.Module):
 
     def __init__(self, config: ConvNextV2Config, dim: int, drop_path: float = 0.0):
         super().__init__()
-        self.dwconv = nn.Conv2d(dim, dim, kernel_size=7, padding=3, groups=dim)
+        self.dwconv = layers.conv2d(dim, dim, (7, 7), padding=3, groups=dim)
         self.layernorm = ConvNextV2LayerNorm(dim)
-        self.pwconv1 = nn.Linear(dim, 4 * dim)
+        self.pwconv1 = layers.linear(dim, 4 * dim)
         self.act = ACT2FN[config.hidden_act]
         self.grn = ConvNextV2GRN(4 * dim)
-        self.pwconv2 = nn.Linear(4 * dim, dim)
+        self.pwconv2 = layers.linear(4 * dim, dim)
         self.drop_path = ConvNextV2DropPath(drop_path)
 
     def __call__(self, hidden_states: mx.array) -> mx.array:
@@ -187,7 +193,7 @@ class ConvNextV2Stage(nn.Module):
         if in_channels != out_channels or stride > 1:
             self.downsampling_layer = [
                 ConvNextV2LayerNorm(in_channels),
-                nn.Conv2d(in_channels, out_channels, kernel_size=kernel_size, stride=stride),
+                layers.conv2d(in_channels, out_channels, (kernel_size, kernel_size), (stride, stride)),
             ]
         rates = drop_path_rates or [0.0] * depth
         self.layers = [ConvNextV2Layer(config, dim=out_channels, drop_path=rate) for rate in rates]
@@ -296,7 +302,12 @@ class BackboneOutput(ModelOutput):
 
 
 class ConvNextV2PreTrainedModel(nn.Module):
-    """What the three models share: the configuration, the first weights, and how outputs are returned."""
+    """What the three models share: the configuration, the first weights, and how outputs are returned.
+
+    The first weights are evaluated, so that any thread may use the model. In the main thread `mx.random.seed` decides
+    them; in another they are new each time, because MLX's random state there would abort the process at its exit.
+    `layers.no_init_weights` leaves them out, for weights that are given afterwards.
+    """
 
     def __init__(self, config: ConvNextV2Config):
         super().__init__()
@@ -307,11 +318,17 @@ class ConvNextV2PreTrainedModel(nn.Module):
 
         LayerNorm (1, 0) and GRN (0, 0) have theirs from their constructors.
         """
+        if not layers.wants_weights():
+            return
+        check_not_forked()
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        key = None if in_main_thread else mx.random.key(int.from_bytes(os.urandom(8), "little"))
+        std = self.config.initializer_range
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
-                std = self.config.initializer_range
-                module.weight = mx.random.normal(module.weight.shape) * std
-                module.bias = mx.zeros_like(module.bias)
+                key, own_key = (None, None) if key is None else mx.random.split(key)
+                module.weight = mx.random.normal(module.weight.shape, key=own_key) * std
+        mx.eval(self.parameters())
 
     def _wants_hidden_states(self, output_hidden_states: bool | None) -> bool:
         return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -326,8 +343,9 @@ class ConvNextV2Model(ConvNextV2PreTrainedModel):
 
     def __init__(self, config: ConvNextV2Config):
         super().__init__(config)
-        self.embeddings = ConvNextV2Embeddings(config)
-        self.encoder = ConvNextV2Encoder(config)
+        with layers.no_init_weights():
+            self.embeddings = ConvNextV2Embeddings(config)
+            self.encoder = ConvNextV2Encoder(config)
         self.layernorm = nn.LayerNorm(config.hidden_sizes[-1], eps=config.layer_norm_eps)
         self._init_weights()
 
@@ -363,8 +381,10 @@ class ConvNextV2ForImageClassification(ConvNextV2PreTrainedModel):
 
     def __init__(self, config: ConvNextV2Config):
         super().__init__(config)
-        self.convnextv2 = ConvNextV2Model(config)
-        self.classifier = nn.Linear(config.hidden_sizes[-1], config.num_labels) if config.num_labels else nn.Identity()
+        width, classes = config.hidden_sizes[-1], config.num_labels
+        with layers.no_init_weights():
+            self.convnextv2 = ConvNextV2Model(config)
+            self.classifier = layers.linear(width, classes) if classes else nn.Identity()
         self._init_weights()
 
     def __call__(
@@ -396,13 +416,23 @@ class ConvNextV2ForImageClassification(ConvNextV2PreTrainedModel):
         return self._return(ImageClassifierOutput(loss, logits, outputs.hidden_states), return_dict)
 
 
+def body_and_classifier(
+    model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool = False
+) -> tuple[ConvNextV2Model, nn.Module | None]:
+    """The two parts of a classifier, the second None where the pooled output is wanted or the first is all there is."""
+    if isinstance(model, ConvNextV2Model):
+        return model, None
+    return model.convnextv2, None if pooled else model.classifier
+
+
 class ConvNextV2Backbone(ConvNextV2PreTrainedModel):
     """The model as a source of feature maps for detection and segmentation, each with a LayerNorm of its own."""
 
     def __init__(self, config: ConvNextV2Config):
         super().__init__(config)
-        self.embeddings = ConvNextV2Embeddings(config)
-        self.encoder = ConvNextV2Encoder(config)
+        with layers.no_init_weights():
+            self.embeddings = ConvNextV2Embeddings(config)
+            self.encoder = ConvNextV2Encoder(config)
         self.stage_names = config.stage_names
         self.num_features = [config.hidden_sizes[0], *config.hidden_sizes]
         self.hidden_states_norms = {
@@ -456,7 +486,8 @@ def classification_loss(logits: mx.array, labels: mx.array, problem_type: str | 
     The labels' shapes are those of `ConvNextV2ForImageClassification`.
 
     Raises:
-        ValueError: labels do not fit the logits' shape.
+        ValueError: labels do not fit the logits' shape, or are classes that do not exist. Within `mx.compile`, where
+            no values can be seen, the loss is NaN instead.
     """
     if not isinstance(labels, mx.array):
         raise TypeError(f"labels must be an mx.array, not {type(labels).__name__}: wrap them in mx.array")
@@ -472,6 +503,7 @@ def classification_loss(logits: mx.array, labels: mx.array, problem_type: str | 
         _check_labels(
             is_integer and labels.shape in ((batch,), (batch, 1)), labels, f"integers of the shape ({batch},)"
         )
+        _check_classes(labels, num_labels)
         labels = labels.reshape(-1).astype(mx.int32)
         counted = labels != IGNORED_LABEL
         valid = (labels >= 0) & (labels < num_labels)
@@ -489,3 +521,16 @@ def classification_loss(logits: mx.array, labels: mx.array, problem_type: str | 
 def _check_labels(fits: bool, labels: mx.array, expected: str) -> None:
     if not fits:
         raise ValueError(f"labels must be {expected}, not {labels.dtype} {tuple(labels.shape)}")
+
+
+def _check_classes(labels: mx.array, num_labels: int) -> None:
+    try:
+        classes = np.array(labels)
+    except ValueError:  # they are being traced
+        return
+    wrong = classes[((classes < 0) | (classes >= num_labels)) & (classes != IGNORED_LABEL)]
+    if wrong.size:
+        raise ValueError(
+            f"labels must be classes from 0 to {num_labels - 1}, or {IGNORED_LABEL} for a sample to leave out, "
+            f"not {wrong[0]}"
+        )

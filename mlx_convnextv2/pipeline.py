@@ -23,7 +23,7 @@ Prediction = dict[str, Any]
 
 @dataclass
 class Result:
-    """What became of one image: predictions, best first, or the error that kept it from being read."""
+    """What became of one image: predictions, best first, or the error that kept it from being read or classified."""
 
     image: Any
     predictions: list[Prediction] | None = None
@@ -31,13 +31,13 @@ class Result:
 
 
 class ImageClassifier:
-    """A checkpoint ready to classify.
+    """A checkpoint ready to classify, in any thread, and under Linux on a CPU in a forked process too.
 
     Args:
         model: a Hub id, a folder, or a loaded model.
         processor: the image processor of a loaded model; for a Hub id or a folder its own is used unless given.
         dtype, revision: as for `load`.
-        batch_size: images that go through the model at once.
+        batch_size: images of a list that go through the model at once.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as `load`.
@@ -85,7 +85,8 @@ class ImageClassifier:
             of such lists. Scores are the softmax over all classes, computed in float32.
 
         Raises:
-            FileNotFoundError, OSError, ValueError: an image cannot be read; `stream` goes on to the next instead.
+            FileNotFoundError, OSError, ValueError: an image cannot be read, or its scores are not finite; `stream`
+                goes on to the next instead.
         """
         several = isinstance(images, list | tuple)
         predictions = []
@@ -96,20 +97,21 @@ class ImageClassifier:
         return predictions if several else predictions[0]
 
     def stream(self, images: Iterable[Any], top_k: int = 5) -> Iterator[Result]:
-        """Classify images as they come, in batches, in order: one `Result` each, with the error where one failed.
+        """Classify images as they come, in order: one `Result` each, with the error where one failed.
 
-        A list's images are read and prepared in threads while others are classified, up to a batch and one for each
-        core ahead; in one thread where an open image or file is there twice, which two may not read at once. Those of
-        an iterator, which may be a camera, are taken when they are needed.
+        A list's images go in batches, and are read and prepared in threads while others are classified, up to a batch
+        and one for each core ahead; in one thread where an open image or file is there twice, which two may not read
+        at once. Those of an iterator, which may be a camera, are taken and answered one by one.
         """
         if not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
-        workers, ahead = available_cpus(), 1
+        batch_size, workers, ahead = 1, 1, 1
         if isinstance(images, list | tuple):
-            ahead = self.batch_size + workers
+            batch_size, workers = self.batch_size, available_cpus()
+            ahead = batch_size + workers
             opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
             workers = workers if len(set(opened)) == len(opened) else 1
-        prepared = map_ahead(self._prepare, images, workers, ahead)
+        prepared = map_ahead(self._prepare, map(_take, images), workers, ahead)
         with closing(prepared):
             waiting: list[Result] = []
             arrays: list[np.ndarray] = []
@@ -120,17 +122,21 @@ class ImageClassifier:
                         waiting, arrays = [], []
                     arrays.append(array)
                 waiting.append(result)
-                if len(arrays) == self.batch_size or not arrays:
+                if len(arrays) == batch_size or not arrays:
                     yield from self._classify(waiting, arrays, top_k)
                     waiting, arrays = [], []
             yield from self._classify(waiting, arrays, top_k)
 
-    def _prepare(self, image: Any) -> tuple[Result, np.ndarray | None]:
-        """The result to fill in, and the pixel values (H, W, C), or None with the error in the result."""
-        try:
-            return Result(image), self._preprocess(image)
-        except (ValueError, OSError) as error:
-            return Result(image, error=error), None
+    def _prepare(self, result: Result) -> tuple[Result, np.ndarray | None]:
+        """The result, and the pixel values (H, W, C) of its image, or None with the error in the result."""
+        if result.error is None:
+            try:
+                return result, self._preprocess(result.image)
+            except (ValueError, OSError) as error:
+                result.error = _named(error, result.image)
+            except MemoryError:
+                result.error = _named(OSError("there is not enough memory to prepare this image"), result.image)
+        return result, None
 
     def _preprocess(self, image: Any) -> np.ndarray:
         """The pixel values (H, W, C) of an image, checked here so that one too small does not spoil a batch."""
@@ -146,11 +152,48 @@ class ImageClassifier:
         if not arrays:
             return results
         logits = self.predict(mx.array(np.stack(arrays)))  # (N, H, W, C) -> (N, num_labels)
-        scores = np.array(mx.softmax(logits.astype(mx.float32), axis=-1))
         readable = (result for result in results if result.error is None)
-        for result, row in zip(readable, scores, strict=True):
+        for result, row in zip(readable, softmax(_as_float32(logits)), strict=True):
+            if not np.isfinite(row).all():
+                problem = "its scores are not finite: the model's weights are damaged, or too large for its dtype"
+                result.error = _named(ValueError(problem), result.image)
+                continue
             best = np.argsort(-row, kind="stable")[:top_k]
             result.predictions = [
                 {"label": self.labels[index], "score": float(row[index]), "index": int(index)} for index in best
             ]
         return results
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float32: in numpy, because a forked process has nothing of MLX that computes."""
+    with np.errstate(all="ignore"):  # infinities give NaN
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _as_float32(array: mx.array) -> np.ndarray:
+    """The values of an array of any floating dtype, without an operation of MLX's."""
+    return np.array(array.tolist(), np.float32)
+
+
+def _take(image: Any) -> Result:
+    """The result to fill in, in the thread that asks: no other can evaluate an mx.array that is lazy."""
+    result = Result(image)
+    if isinstance(image, mx.array):
+        try:
+            mx.eval(image)
+        except RuntimeError:
+            result.error = ValueError(
+                "the image is an mx.array that another thread left lazy: call mx.eval on it there"
+            )
+    return result
+
+
+def _named(error: ValueError | OSError, image: Any) -> ValueError | OSError:
+    """The error with the name of the image, where it has one and the message lacks it."""
+    name = os.fspath(image) if isinstance(image, str | os.PathLike) else getattr(image, "name", None)
+    name = name or getattr(image, "filename", None)
+    if not isinstance(name, str) or name in str(error):
+        return error
+    return (ValueError if isinstance(error, ValueError) else OSError)(f"{name}: {error}")

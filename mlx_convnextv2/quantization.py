@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .layers import quantized_linear
 
 # What mx.quantize offers: group sizes and bits of each mode, the default first.
 MODES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -166,9 +168,9 @@ def _stored_bytes(model: nn.Module) -> int:
 
 
 def _replace_layers(model: nn.Module, group_sizes: Mapping[str, int], plan: QuantizationPlan) -> None:
-    def parameters(path: str, _: nn.Module) -> bool | dict[str, Any]:
-        if path not in group_sizes:
-            return False
-        return {"group_size": group_sizes[path], "bits": plan.bits, "mode": plan.mode}
-
-    nn.quantize(model, class_predicate=parameters)
+    replaced = [
+        (path, quantized_linear(module, group_sizes[path], plan.bits, plan.mode))
+        for path, module in model.named_modules()
+        if path in group_sizes and isinstance(module, nn.Linear)
+    ]
+    model.update_modules(tree_unflatten(replaced))

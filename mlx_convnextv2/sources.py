@@ -108,7 +108,7 @@ def read_processor(checkpoint: Checkpoint, config: ConvNextV2Config) -> ConvNext
     warnings.warn(
         f"{checkpoint.path} has no {PREPROCESSOR_FILE}: images are prepared as for the published checkpoints, "
         f"at {size} pixels",
-        stacklevel=3,
+        stacklevel=4,
     )
     return ConvNextImageProcessor(size=size, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
 

@@ -21,6 +21,7 @@ import mlx.nn as nn
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from ..forks import check_not_forked
 from ..model import (
     ACT2FN,
     ConvNextV2DropPath,
@@ -32,6 +33,7 @@ from ..model import (
     ConvNextV2LayerNorm,
     ConvNextV2Model,
     ConvNextV2Stage,
+    body_and_classifier,
 )
 from ..prefetch import available_cpus
 from .activations import activate
@@ -49,6 +51,8 @@ Rows = tuple[int, int]  # first and one past the last
 
 def as_numpy(array: mx.array) -> np.ndarray:
     """The values in float32: the array's own memory where they are float32 already, else a copy."""
+    if array.dtype != mx.float32:
+        check_not_forked()
     return np.ascontiguousarray(np.array(array.astype(mx.float32), copy=False))
 
 
@@ -229,17 +233,18 @@ def zero_border(padded: np.ndarray) -> None:
 
 
 class NumpyClassifier:
-    """A ConvNextV2ForImageClassification in inference mode, with the weights that it has now.
+    """A ConvNextV2ForImageClassification or ConvNextV2Model in inference mode, with the weights that it has now.
 
     float32 weights are read where they are. float16, bfloat16 and quantized weights are converted to float32
-    once, which takes 4 more bytes a parameter. Several threads may call it at once.
+    once, which takes 4 more bytes a parameter. Several threads may call it at once, and a forked process.
     """
 
-    def __init__(self, model: ConvNextV2ForImageClassification, pooled: bool = False):
-        self._model = model
+    def __init__(self, model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool = False):
+        body, classifier = body_and_classifier(model, pooled)
+        embeddings, encoder = body.embeddings, body.encoder
+        self._check = embeddings.check
         self.blas = find_blas()
-        self.dtype = model.convnextv2.embeddings.patch_embeddings.weight.dtype
-        embeddings, encoder = model.convnextv2.embeddings, model.convnextv2.encoder
+        self.dtype = embeddings.patch_embeddings.weight.dtype
         self.stages: list[tuple[PatchProjection, list[Block]]] = []
         for i, stage in enumerate(encoder.stages):
             if i == 0:
@@ -249,16 +254,16 @@ class NumpyClassifier:
                 entry = PatchProjection(cast(nn.Conv2d, convolution), norm_before=cast(nn.LayerNorm, norm))
             with self._one_blas_thread():
                 self.stages.append((entry, [Block(layer, model.config.hidden_act) for layer in stage.layers]))
-        self.norm = LayerNorm.of(model.convnextv2.layernorm)
+        self.norm = LayerNorm.of(body.layernorm)
         self.head = None
-        if not pooled and not isinstance(model.classifier, nn.Identity):
-            self.head = dense_weight(model.classifier), as_numpy(model.classifier.bias)
+        if classifier is not None and not isinstance(classifier, nn.Identity):
+            self.head = dense_weight(classifier), as_numpy(classifier.bias)
         self.workers = min(available_cpus(), MAX_WORKERS) if self.blas else 1
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels); without a head, or where asked
-        for, the pooled output (N, C)."""
-        self._model.convnextv2.embeddings.check(pixel_values)
+        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels); without a classifier the pooled output
+        (N, C)."""
+        self._check(pixel_values)
         images = as_numpy(pixel_values)
         pooled = np.empty((len(images), self.norm.weight.size), np.float32)
         with self._one_blas_thread():
@@ -274,7 +279,7 @@ class NumpyClassifier:
                     pool(i, self.workers)
                 self.norm(pooled)
                 logits = pooled if self.head is None else pooled @ self.head[0].T + self.head[1]
-        return mx.array(logits).astype(self.dtype)
+        return mx.array(logits, self.dtype)  # which, unlike astype, MLX computes at once
 
     def _one_blas_thread(self) -> AbstractContextManager[None]:
         return self.blas.one_thread() if self.blas else nullcontext()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +37,7 @@ def scratch(name: str, *shape: int) -> np.ndarray:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    """The threads of this process; a forked one makes its own."""
     return ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="mlx_convnextv2")
 
 
@@ -60,7 +62,7 @@ def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int
         work()
     finally:
         waiting.clear()
-        # A helper that has not begun is not needed any more, and may never begin: a forked process has no pool.
+        # A helper that has not begun is not needed any more.
         running = [helper for helper in helpers if not helper.cancel()]
         wait(running)
     for helper in running:
@@ -78,6 +80,13 @@ class Blas:
         self._lock = threading.Lock()
         self._users = 0
         self._threads_before = 1
+
+    def forget_users(self) -> None:
+        """In a forked process: those of the parent are not here, and whoever held the lock will not give it back."""
+        self._lock = threading.Lock()
+        if self._users:
+            self._users = 0
+            self._set_threads(self._threads_before)
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
@@ -127,6 +136,18 @@ def _find_blas() -> Blas | None:
                 if all(hasattr(library, name) for name in names):
                     return Blas(*(getattr(library, name) for name in names))
     return None
+
+
+def _after_fork() -> None:
+    global _finding
+    _finding = threading.Lock()
+    _pool.cache_clear()
+    if _find_blas.cache_info().currsize and (blas := _find_blas()):
+        blas.forget_users()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def blas_name() -> str:
