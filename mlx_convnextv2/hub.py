@@ -77,7 +77,7 @@ def load(
     except RuntimeError as error:
         if "allocate" in str(error):
             raise
-        raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({first_line(error)}): download it again") from None
+        raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({one_line(error)}): download it again") from None
     return model, processor
 
 
