@@ -292,7 +292,7 @@ NONSENSE = [
     ("label2id", "without a gap", {"label2id": {"cat": 0, "dog": 0}}),
     ("label2id", "from 0", {"label2id": {"cat": 1}}),
     ("extra", "mapping", {"extra": ["architectures"]}),
-    ("use_cache", "JSON", {"use_cache": object()}),
+    ("use_cache", "JSON", {"use_cache": object}),
     *((name, "no field", {name: "resnet"}) for name in ("model_type", "stage_names", "to_dict")),
     ("id2label", "whole numbers", {"id2label": {"cat": 0, "dog": 1}}),
     ("id2label", "without a gap", {"id2label": {0: "cat", 2: "dog"}}),
