@@ -28,7 +28,7 @@ _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000
 # Pixels of an image, unless its reader says otherwise: phones take 200 million.
 MAX_PIXELS = 300_000_000
 _MAX_SIDE = 1_000_000  # for Pillow notes the place of each row, and resizes all rows at once
-_BAND_PIXELS = 4_000_000  # brought to another mode at a time
+_BAND_PIXELS = 1_000_000  # brought to another mode at a time
 
 # What is read of a stream, which may have no end.
 MAX_STREAM_BYTES = 2**29

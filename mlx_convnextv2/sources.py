@@ -102,8 +102,11 @@ def read_processor(checkpoint: Checkpoint, config: ConvNextV2Config) -> ConvNext
     config_path = _beside(checkpoint, CONFIG_FILE)
     values = read_json(config_path) if config_path is not None else {}
     if "pretrained_cfg" in values:
-        with _making_sense(f"{config_path}: pretrained_cfg"):
-            return _timm_processor(values["pretrained_cfg"])
+        try:
+            with _making_sense("pretrained_cfg"):
+                return _timm_processor(values["pretrained_cfg"])
+        except ValueError as error:
+            raise ValueError(f"{config_path}: {error}") from None
     size = min(as_pair(config.image_size))
     warnings.warn(
         f"{checkpoint.path} has no {PREPROCESSOR_FILE}: images are prepared as for the published checkpoints, "

@@ -395,7 +395,6 @@ NEARLY = {  # values that are often right, so that what lies behind the first ch
 
 @settings(max_examples=500, deadline=None)
 @given(st.fixed_dictionaries({}, optional={name: values | JSON for name, values in NEARLY.items()}))
-@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # a factor of 1e300, say
 def test_any_configuration_is_a_value_error_or_gives_pixels(values):
     try:
         processor = ConvNextImageProcessor.from_dict(values)
@@ -405,7 +404,18 @@ def test_any_configuration_is_a_value_error_or_gives_pixels(values):
     side = processor.size["shortest_edge"]
     assert result.shape[:2] == ((side, side) if processor.do_resize else (5, 4))
     assert result.shape[2] == len(processor.image_mean)
-    assert not np.isnan(result).any()
+    assert np.isfinite(result).all()
+
+
+def test_arguments_count_before_the_fields_of_a_configuration(tmp_path):
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED))
+    for processor in (
+        ConvNextImageProcessor.from_dict(PUBLISHED, size=42, do_rescale=False),
+        ConvNextImageProcessor.from_pretrained(tmp_path, size=42, do_rescale=False),
+    ):
+        assert processor.to_dict() == {**PUBLISHED, "size": {"shortest_edge": 42}, "do_rescale": False}
+    with pytest.raises(ValueError, match="'sizes'"):
+        ConvNextImageProcessor.from_dict(PUBLISHED, sizes=42)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,367 @@
+"""Images, folders, pipes and processors that ask for too much: refused in a sentence, by what their header says."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import os
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import threading
+import time
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image, PngImagePlugin
+
+from mlx_convnextv2 import ConvNextImageProcessor, images
+from mlx_convnextv2.classify import main
+from mlx_convnextv2.images import MAX_PIXELS, find_images, open_image
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+
+
+def png(width, height, data=b"", bit_depth=8, color_type=0) -> bytes:
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0))]
+    chunks += [(b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# --- too many pixels ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _undecodable(monkeypatch):
+    def load(image):
+        raise AssertionError("it was decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
+
+
+@pytest.mark.usefixtures("_undecodable")
+@pytest.mark.parametrize("size", [(1, 178_000_000), (178_000_000, 1), (20_000, 20_000), (1, 1_000_001)])
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, size):
+    (tmp_path / "bomb.png").write_bytes(png(*size))
+    with pytest.raises(ValueError, match=rf"bomb\.png.* {size[0]} x {size[1]}"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_the_limit_can_be_lowered_and_raised(photo):
+    pixels = photo.width * photo.height
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+    for source in (photo, np.asarray(photo), io.BytesIO(file.getvalue())):
+        with pytest.raises(ValueError, match=f"at most {pixels - 1:,}, or raise max_pixels"):
+            open_image(source, max_pixels=pixels - 1)
+    for source in (photo, np.asarray(photo), io.BytesIO(file.getvalue())):
+        assert open_image(source, max_pixels=pixels).size == photo.size
+
+
+def test_a_photo_that_pillow_itself_refuses_is_read_and_pillows_limit_stays_as_it_is(photo, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # as if the photo had 200 million
+    file = io.BytesIO()
+    photo.save(file, "JPEG")
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(io.BytesIO(file.getvalue()))
+    assert open_image(io.BytesIO(file.getvalue())).size == photo.size
+    assert Image.MAX_IMAGE_PIXELS == 1_000
+    assert MAX_PIXELS > 16_320 * 12_240  # a phone's 200 megapixels
+
+
+def test_a_processor_passes_its_limit_on_and_keeps_it_out_of_its_file(photo):
+    processor = ConvNextImageProcessor(size=24, max_pixels=100)
+    with pytest.raises(ValueError, match="at most 100"):
+        processor.preprocess(photo)
+    assert "max_pixels" not in processor.to_dict()
+    with pytest.raises(ValueError, match="max_pixels"):
+        ConvNextImageProcessor.from_dict({**processor.to_dict(), "max_pixels": 10**12})
+    assert ConvNextImageProcessor.from_dict(processor.to_dict(), max_pixels=7).max_pixels == 7
+
+
+def test_classify_takes_the_limit(mlx_folder, photo, tmp_path, capsys):
+    Image.Image.save(photo, tmp_path / "photo.png")
+    arguments = [str(tmp_path / "photo.png"), "--model", str(mlx_folder)]
+    assert main([*arguments, "--max-pixels", "6299"]) == 2  # 90 x 70 is one more
+    assert "--max-pixels" in capsys.readouterr().err
+    assert main([*arguments, "--max-pixels", "6300"]) == 0
+
+
+KINDS = {
+    "grey of 16 bits": np.arange(48, dtype=np.uint16).reshape(8, 6) * 1_300,
+    "float grey": np.linspace(0, 1, 48, dtype=np.float32).reshape(8, 6),
+    "grey": np.arange(48, dtype=np.uint8).reshape(8, 6),
+    "RGBA": np.arange(192, dtype=np.uint8).reshape(8, 6, 4),
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "palette", "grey of 16 bits, a transparent level"])
+def test_bands_change_no_pixel(kind, monkeypatch):
+    if kind == "palette":
+        image = Image.fromarray(KINDS["RGBA"][..., :3]).quantize(9)
+        image.info["transparency"] = 3
+    else:
+        image = Image.fromarray(KINDS[kind.partition(",")[0]])
+        if "," in kind:
+            image.info["transparency"] = 1_300 * 20
+    whole = np.asarray(open_image(image))
+    monkeypatch.setattr(images, "_BAND_PIXELS", 13)  # two rows, and what is left
+    assert np.array_equal(np.asarray(open_image(image)), whole)
+
+
+def test_a_conversion_takes_no_more_than_bands_beside_its_result():
+    image = Image.fromarray(np.zeros((6_000, 1_000), np.uint16))  # numpy's arrays are counted, Pillow's are not
+    tracemalloc.start()
+    open_image(image)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 36_000_000  # as doubles alone, all its values would take 48 MB
+
+
+@pytest.mark.parametrize("where", ["open", "resize"])
+def test_a_lack_of_memory_is_that_images_error(tmp_path, photo, monkeypatch, where):
+    Image.Image.save(photo, tmp_path / "photo.png")
+    processor = ConvNextImageProcessor(size=24)
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    target = (images, "_upright") if where == "open" else (ConvNextImageProcessor, "resize")
+    monkeypatch.setattr(*target, fail)
+    with pytest.raises(ValueError, match=r"photo\.png needs more memory"):
+        processor.preprocess(tmp_path / "photo.png")
+
+
+# --- what a processor may ask for -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [{"size": 8192}, {"size": 3163}, {"size": 3000, "crop_pct": 0.01}])
+@pytest.mark.parametrize("do_resize", [True, False])
+def test_a_processor_that_makes_too_many_values_is_refused(values, do_resize):
+    with pytest.raises(ValueError, match=r"size 3163|size 8192|crop_pct 0\.01"):
+        ConvNextImageProcessor(do_resize=do_resize, **values)
+
+
+def test_without_do_resize_an_image_of_too_many_values_is_refused_and_named(tmp_path, monkeypatch):
+    Image.new("RGB", (4_000, 2_501)).save(tmp_path / "large.bmp")
+    with pytest.raises(ValueError, match=r"large\.bmp: 4000 x 2501 pixels .* 30,000,000 values"):
+        ConvNextImageProcessor(do_resize=False).preprocess(tmp_path / "large.bmp")
+
+
+def test_a_batch_of_too_many_values_is_refused_before_it_is_made(photo):
+    with pytest.raises(ValueError, match=r"60000 images of 18,900 values are too many"):
+        ConvNextImageProcessor(do_resize=False)([photo] * 60_000)
+
+
+@pytest.mark.parametrize("size", [224, 384])
+def test_a_strip_is_named_in_the_error(tmp_path, size):
+    Image.new("L", (1, 400_000)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match=r"strip\.png: an image of 1 x 400000 pixels is too narrow"):
+        ConvNextImageProcessor(size=size).preprocess(tmp_path / "strip.png")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"image_std": 1e-45},
+        {"image_mean": 3e38, "image_std": 0.5},
+        {"rescale_factor": 1e38},
+        {"image_std": [1, 1, 1e-39]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("error")
+def test_values_that_can_only_make_infinities_are_refused(values):
+    with pytest.raises(ValueError, match="rescale_factor, image_mean and image_std"):
+        ConvNextImageProcessor.from_dict(values)
+
+
+def test_values_that_are_not_used_may_be_anything():
+    ConvNextImageProcessor(do_rescale=False, rescale_factor=1e38, do_normalize=False, image_std=1e-39)
+
+
+# --- streams --------------------------------------------------------------------------------------------------------
+
+
+class Endless(io.RawIOBase):
+    """A stream of zeros without an end, which counts what was read of it."""
+
+    def __init__(self):
+        self.read_bytes = 0
+
+    def readable(self):
+        return True
+
+    def read(self, size=-1):
+        assert 0 < size <= 2**30  # or it would never end
+        self.read_bytes += size
+        return bytes(size)
+
+
+def test_a_file_object_without_an_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(images, "MAX_STREAM_BYTES", 10_000_000)
+    stream = Endless()
+    with pytest.raises(ValueError, match="the image cannot be read: it has more than 10 MB"):
+        open_image(stream)
+    assert stream.read_bytes == 10_000_001
+
+
+def test_standard_input_without_an_end_is_that_inputs_error(monkeypatch, mlx_folder, photo, tmp_path, capsys):
+    Image.Image.save(photo, tmp_path / "photo.png")
+    monkeypatch.setattr(images, "MAX_STREAM_BYTES", 10_000_000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    monkeypatch.setattr(sys.stdin.buffer.raw.__class__, "readinto", lambda self, b: len(b))
+    assert main(["-", str(tmp_path / "photo.png"), "--model", str(mlx_folder)]) == 1
+    output = capsys.readouterr()
+    assert output.err == "classify: <stdin> cannot be read: it has more than 10 MB, which no image should take\n"
+    assert "photo.png" in output.out
+
+
+@needs_pipes
+def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr(images, "_MAX_SILENCE", 0.2)
+    with pytest.raises(ValueError, match="pipe cannot be read: nothing came"):
+        open_image(tmp_path / "pipe")
+
+
+@needs_pipes
+def test_a_slow_writer_is_waited_for(tmp_path, photo):
+    os.mkfifo(tmp_path / "pipe")
+    file = io.BytesIO()
+    photo.save(file, "PNG")
+
+    def write():
+        time.sleep(0.2)
+        with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
+            pipe.write(file.getvalue()[:1_000])
+            time.sleep(0.2)
+            pipe.write(file.getvalue()[1_000:])
+
+    threading.Thread(target=write, daemon=True).start()
+    assert np.array_equal(open_image(tmp_path / "pipe"), photo)
+
+
+@needs_pipes
+def test_ctrl_c_ends_the_wait_for_a_pipe_at_once(tmp_path, mlx_folder):
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "mlx_convnextv2.classify", tmp_path / "pipe", "--model", mlx_folder]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    time.sleep(2)  # until it waits
+    process.send_signal(signal.SIGINT)
+    try:
+        _, error = process.communicate(timeout=10)  # where threads wait, it would take 30 seconds
+        assert (process.returncode, error) == (130, b"")
+    finally:
+        process.kill()
+
+
+# --- folders --------------------------------------------------------------------------------------------------------
+
+
+def classified(capsys, *arguments) -> tuple[int, list[dict]]:
+    status = main([*map(str, arguments), "--format", "json"])
+    return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_folder_that_cannot_be_read_is_a_failure_and_the_rest_is_done(
+    tmp_path, photo, mlx_folder, monkeypatch, capsys
+):
+    (tmp_path / "closed").mkdir()
+    for name in ("a.png", "closed/b.png", "d.png"):
+        Image.Image.save(photo, tmp_path / name)
+    scandir = os.scandir
+
+    def refuse(path):  # the tests may run as root, who may read everything
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    status, lines = classified(capsys, tmp_path, "--model", mlx_folder)
+    assert status == 1
+    assert [line["image"] for line in lines] == [str(tmp_path / name) for name in ("a.png", "closed", "d.png")]
+    assert lines[1]["error"] == f"{tmp_path}/closed: Permission denied"
+
+
+def test_a_broken_link_is_named_with_what_it_leads_to(tmp_path, photo, mlx_folder, capsys):
+    Image.Image.save(photo, tmp_path / "a.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    (tmp_path / "itself.png").symlink_to("itself.png")
+    (tmp_path / "notes.txt").symlink_to("nowhere.txt")
+    (tmp_path / "linked.png").symlink_to("a.png")
+    status, lines = classified(capsys, tmp_path, "--model", mlx_folder)
+    errors = {os.path.basename(line["image"]): line.get("error", "") for line in lines}
+    assert status == 1
+    assert list(errors) == ["a.png", "gone.png", "itself.png", "linked.png"]
+    assert "no such image" in errors["gone.png"]
+    assert "nowhere.png" in errors["gone.png"]
+    assert "Too many levels" in errors["itself.png"]
+    assert errors["linked.png"] == ""
+
+
+def test_folders_1500_deep_are_searched(tmp_path):
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for _ in range(1_500):
+            os.mkdir("d", dir_fd=here)
+            deeper = os.open("d", os.O_RDONLY, dir_fd=here)
+            os.close(here)
+            here = deeper
+        os.close(os.open("a.png", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    finally:
+        os.close(here)
+    assert find_images(tmp_path) == [tmp_path.joinpath(*["d"] * 1_500, "a.png")]
+    remove_deep(tmp_path)
+
+
+def test_a_folder_beyond_the_longest_path_is_named(tmp_path):
+    here = os.open(tmp_path, os.O_RDONLY)
+    name = "long" * 50
+    for _ in range(30):
+        os.mkdir(name, dir_fd=here)
+        deeper = os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = deeper
+    os.close(here)
+    (found,) = find_images(tmp_path)
+    with pytest.raises(FileNotFoundError, match="too long"):
+        open_image(found)
+    remove_deep(tmp_path)
+
+
+def remove_deep(folder):
+    """What pytest's own removal, which is recursive, could not."""
+    for number in itertools.count():
+        above = next((entry.path for entry in os.scandir(folder) if entry.is_dir()), None)
+        if above is None:
+            return
+        for below in list(os.scandir(above)):
+            os.replace(below.path, folder / f"up-{number}")
+        os.rmdir(above)
+
+
+@needs_pipes
+def test_a_pipe_in_a_folder_is_passed_by(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to("pipe.png")
+    (tmp_path / "a.png").touch()
+    assert find_images(tmp_path) == [tmp_path / "a.png"]
+    assert stat.S_ISFIFO((tmp_path / "pipe.png").stat().st_mode)
+
+
+# --- formats that this Pillow does not read -------------------------------------------------------------------------
+
+
+def test_avif_is_called_by_its_name_where_pillow_cannot_read_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(images.features, "check", lambda name: False)
+    (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99))
+    with pytest.raises(ValueError, match=r"a\.avif.*AVIF image, which Pillow .* install a newer one"):
+        open_image(tmp_path / "a.avif")
