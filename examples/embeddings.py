@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 
-import mlx.core as mx
+import numpy as np
 
-from mlx_convnextv2 import ConvNextV2Model, load
+from mlx_convnextv2 import ConvNextV2Model, fuse, load
 
 
 def main() -> None:
@@ -19,9 +19,9 @@ def main() -> None:
     args = parser.parse_args()
 
     model, processor = load(args.model, model_class=ConvNextV2Model)
-    embeddings = model(processor(args.images)).pooler_output.astype(mx.float32)  # (2, C)
-    a, b = embeddings / mx.linalg.norm(embeddings, axis=-1, keepdims=True)
-    print(f"similarity: {(a * b).sum().item():.3f}")
+    embed = fuse(model)  # pixel_values -> pooled features, by the fastest path of the device
+    a, b = np.array(embed(processor(args.images)).tolist())  # (2, C)
+    print(f"similarity: {a @ b / (np.linalg.norm(a) * np.linalg.norm(b)):.3f}")
 
 
 if __name__ == "__main__":

@@ -27,9 +27,12 @@ def main() -> None:
     parser.add_argument("--model", default="facebook/convnextv2-tiny-1k-224", help="a Hub id or a folder")
     args = parser.parse_args()
 
-    classifier = ImageClassifier(args.model, batch_size=4)
-    for number, (best,) in enumerate(classifier(list(frames()), top_k=1)):
-        print(f"frame {number}: {best['label']} ({best['score']:.1%})")
+    classifier = ImageClassifier(args.model)
+    for number, result in enumerate(classifier.stream(frames(), top_k=1)):  # each is answered before the next is taken
+        if result.error:
+            print(f"frame {number}: {result.error}")
+        for best in result.predictions or []:
+            print(f"frame {number}: {best['label']} ({best['score']:.1%})")
 
 
 if __name__ == "__main__":

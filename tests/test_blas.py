@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -90,3 +92,57 @@ blas.LIBRARIES = {"openblas": ("libnowhere.so",)}
 print(blas.load())
 """
     assert "mlx-convnextv2[blas]" in run(code).stdout
+
+
+def make_blas(folder: Path, broken: bool = False) -> str:
+    """A library with what is looked for in one; where broken, without the library that it needs itself."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    (folder / "blas.c").write_text("int needed(void); void cblas_sgemm(void) { needed(); }\n")
+    (folder / "needed.c").write_text("int needed(void) { return 1; }\n")
+    link = [compiler, "-shared", "-fPIC", f"-Wl,-rpath,{folder}", f"-L{folder}"]
+    for name, libraries in (("needed", []), ("blas", ["-lneeded"])):
+        source, library = folder / f"{name}.c", folder / f"lib{name}.so"
+        subprocess.run([*link, source, "-o", library, *libraries], check=True)
+    if broken:
+        (folder / "libneeded.so").unlink()
+    return str(folder / "libblas.so")
+
+
+def test_a_library_that_lacks_another_says_which(tmp_path) -> None:
+    library = make_blas(tmp_path, broken=True)
+    result = run("from mlx_convnextv2 import blas\nblas.load()", MLX_CONVNEXTV2_BLAS=library)
+    assert f"{library} needs libneeded.so: cannot open shared object file" in result.stderr
+
+
+FORWARD = """
+from mlx_convnextv2 import ConvNextV2Config, ConvNextV2Model, blas, fuse
+blas.LIBRARIES = {"ours": (%r,)}
+model = ConvNextV2Model(ConvNextV2Config(hidden_sizes=[8], depths=[1], num_stages=1))
+predict = fuse(model) if %r else lambda pixel_values: model(pixel_values).pooler_output
+for _ in range(2):
+    mx.eval(predict(mx.zeros((1, 32, 32, 3))))
+"""
+
+
+@pytest.mark.parametrize(
+    ("order", "chosen", "fused", "said"),
+    [
+        ("late", False, False, "MLX computes with its own slow BLAS, because mlx was imported before mlx_convnextv2"),
+        ("late", True, False, "libblas.so has no effect, because mlx was imported before mlx_convnextv2"),
+        ("late", False, True, ""),  # in numpy nothing is lost
+        ("early", False, False, ""),
+    ],
+)
+def test_it_warns_once_where_the_order_of_imports_costs_speed(tmp_path, order, chosen, fused, said) -> None:
+    library = make_blas(tmp_path)
+    code = FORWARD % (library, fused)
+    imports = ["import mlx.core as mx", "from mlx_convnextv2 import blas, load"]
+    variables = {"MLX_CONVNEXTV2_BLAS": library} if chosen else {}
+    lines = "\n".join(imports if order == "late" else ["import mlx_convnextv2.blas", *imports[::-1]])
+    result = run(f"{lines}\n{code}", **variables)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("Warning") == (1 if said else 0), result.stderr
+    assert said in result.stderr
+    assert not said or "import a name from mlx_convnextv2 first" in result.stderr

@@ -280,6 +280,14 @@ class TestModels:
         assert mx.abs(logits.astype(mx.float32) - expected).max().item() <= allowed
         assert mx.array_equal(logits.argmax(-1), expected.argmax(-1))
 
+    def test_fused_without_a_classifier(self, model: ConvNextV2ForImageClassification, device: Callable) -> None:
+        body, pixel_values = model.convnextv2, random(1, 64, 40, 3)
+        expected = body(pixel_values).pooler_output
+        with device():
+            embeddings = fuse(body, "kernel")(pixel_values)
+            mx.eval(embeddings)
+        assert_close(embeddings, expected, mx.float32)
+
     def test_both_ways_of_grn_are_taken(self) -> None:
         sides = [(18, 24, 8), (9, 12, 12), (4, 6, 20), (2, 3, 33)]
         assert {scale_weight(2, height * width, channels) for height, width, channels in sides} == {True, False}
@@ -390,7 +398,7 @@ class TestChoice:
         with pytest.raises(ValueError, match="numpy does not know"):
             fuse(model, "numpy")
 
-    def test_only_a_classifier_is_fused(self) -> None:
+    def test_a_backbone_is_not_fused(self) -> None:
         with pytest.raises(TypeError, match="not a ConvNextV2Backbone"):
             fuse(ConvNextV2Backbone(ConvNextV2Config(**SMALL)))
 

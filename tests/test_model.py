@@ -721,6 +721,13 @@ class TestFuse:
             predict(pixel_values[:1, :, ::-1]), model.eval()(pixel_values[:1, :, ::-1], return_dict=True).logits
         )
 
+    @pytest.mark.parametrize("path", [None, "plain", "numpy"])
+    def test_a_model_without_a_classifier_gives_its_pooled_output(self, path):
+        model, pixel_values = build(), images(2, 40, 36, 3)
+        embed = fuse(model.convnextv2, path)
+        assert_close(embed(pixel_values), model.convnextv2(pixel_values).pooler_output)
+        assert mx.array_equal(embed(pixel_values), fuse(model, path, pooled=True)(pixel_values))
+
     @pytest.mark.parametrize("training", [False, True])
     def test_the_models_mode_is_what_it_was(self, training):
         model = build().train(training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 
 import mlx.core as mx
 import numpy as np
@@ -20,9 +21,11 @@ from mlx_convnextv2 import (
     ImageClassifier,
     save,
 )
+from mlx_convnextv2.classify import main as classify
 from mlx_convnextv2.labels import IMAGENET_1K
 
 CLASSES = 7  # of small_model
+PIXELS = np.random.RandomState(3).randint(0, 256, (36, 40, 3)).astype(np.uint8)
 
 
 def make_model(seed: int = 0, **fields) -> ConvNextV2ForImageClassification:
@@ -237,6 +240,73 @@ def test_without_resizing_an_image_too_small_for_the_model_does_not_stop_the_oth
     results = list(classifier.stream([good, Image.new("RGB", (31, 32)), good]))  # the model needs 32 x 32
     assert [type(result.error) for result in results] == [type(None), ValueError, type(None)]
     assert "32" in str(results[1].error)
+
+
+@pytest.mark.parametrize("name", ["bad.png", None])
+def test_what_an_image_lacks_is_said_with_its_name(small_model, tmp_path, name):
+    classifier = ImageClassifier(small_model, ConvNextImageProcessor(do_resize=False))
+    image = Image.new("RGB", (3, 3))
+    if name is not None:
+        image.save(tmp_path / name)
+        image = tmp_path / name
+    [result] = classifier.stream([image])
+    expected = "an image of 3 x 3 pixels is too small: the model needs 32 x 32"
+    assert str(result.error) == (expected if name is None else f"{image}: {expected}")
+
+
+def test_an_image_too_narrow_is_named(classifier, tmp_path):
+    Image.new("L", (1, 200_000)).save(tmp_path / "strip.png")
+    processor = ConvNextImageProcessor(size=300)
+    [result] = ImageClassifier(classifier.model, processor).stream([tmp_path / "strip.png"])
+    assert re.search(r"strip\.png.*too narrow", str(result.error))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_an_image_for_which_memory_is_lacking_does_not_stop_the_others(small_model, monkeypatch, tmp_path, batch_size):
+    processor = ConvNextImageProcessor(size=32)
+    prepare = processor.preprocess
+
+    def preprocess(image):
+        if isinstance(image, str):
+            raise MemoryError
+        return prepare(image)
+
+    monkeypatch.setattr(processor, "preprocess", preprocess)
+    [good] = pictures(1)
+    results = list(ImageClassifier(small_model, processor, batch_size=batch_size).stream([good, "vast.png", good]))
+    assert [type(result.error) for result in results] == [type(None), OSError, type(None)]
+    assert str(results[1].error) == "vast.png: there is not enough memory to prepare this image"
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_scores_that_are_no_numbers_are_the_error_of_their_image(small_model, monkeypatch, batch_size, value):
+    processor = ConvNextImageProcessor(size=32)
+    prepare = processor.preprocess
+    monkeypatch.setattr(
+        processor, "preprocess", lambda image: prepare(PIXELS) * (value if isinstance(image, str) else 1)
+    )
+    results = list(ImageClassifier(small_model, processor, batch_size=batch_size).stream([PIXELS, "bad.png", PIXELS]))
+    assert [result.predictions is None for result in results] == [False, True, False]
+    assert str(results[1].error).startswith("bad.png: its scores are not finite")
+    expected = ImageClassifier(small_model, ConvNextImageProcessor(size=32))(PIXELS, top_k=5)
+    for good in (results[0], results[2]):
+        np.testing.assert_allclose(scores(good.predictions), scores(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize("command", [["--format", "json"], ["--format", "csv"], []])
+def test_a_damaged_model_fails_for_every_image_and_prints_no_nan(tmp_path, capsys, photo, command):
+    model = make_model(num_labels=3)
+    model.classifier.bias = mx.array([0, np.nan, 0])
+    save(model, tmp_path / "damaged", ConvNextImageProcessor(size=32))
+    for name in ("a.png", "b.png"):
+        photo.save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    assert classify([*images, "--model", str(tmp_path / "damaged"), *command]) == 2
+    out, err = capsys.readouterr()
+    assert "nan" not in out.lower()
+    assert [line for line in err.splitlines() if "not finite" in line and "a.png" in line]
+    assert [line for line in err.splitlines() if "not finite" in line and "b.png" in line]
 
 
 # --- what it is made from -------------------------------------------------------------------------------------------
