@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +48,7 @@ def convert(
     q_bits: int | None = None,
     q_group_size: int | None = None,
     q_mode: str = "affine",
+    dequantize: bool = False,
     to: str = "mlx",
     verify: bool = False,
     upload_repo: str | None = None,
@@ -62,6 +62,7 @@ def convert(
         revision: branch, tag or commit of the Hub repository.
         overwrite: replace a checkpoint folder at `mlx_path`.
         quantize, q_bits, q_group_size, q_mode: as for `quantization.quantize`.
+        dequantize: bring a quantized checkpoint back to floating point.
         to: "mlx" for MLX's layout, "huggingface" for what transformers loads.
         verify: run source and result on the same images and compare.
         upload_repo: publish the result as this repository of the Hub, unless it fails to verify.
@@ -75,11 +76,12 @@ def convert(
     from .folders import check_target
     from .hub import check_repo_id, load_unread, save, upload
     from .model_card import read_base_model, read_licence
-    from .quantization import quantize as quantize_model
+    from .quantization import dequantize as dequantize_model, quantize as quantize_model
     from .sources import open_checkpoint
+    from .tensor_files import as_dtype
 
-    if verify and to != "mlx":
-        raise ValueError("verifying runs the result in MLX: leave --to huggingface or --verify out")
+    if quantize and dequantize:
+        raise ValueError("a checkpoint is quantized or dequantized, not both: leave one of them out")
     mlx_path = os.path.expanduser(mlx_path)
     check_target(mlx_path, overwrite)  # before a download of gigabytes
     if upload_repo is not None:
@@ -90,9 +92,11 @@ def convert(
     if target in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{mlx_path} holds the source itself: choose another folder for the result")
     checkpoint = open_checkpoint(source)
-    if checkpoint.is_mlx and to == "mlx" and not quantize and dtype is None:
+    if checkpoint.is_mlx and to == "mlx" and not (quantize or dequantize) and dtype is None:
         raise ValueError(f"{hf_path} is converted to MLX already: load it as it is")
-    model, processor = load_unread(source, dtype=dtype)
+    model, processor = load_unread(source, dtype=None if dequantize else dtype)
+    if dequantize:  # before the cast, which would round the scales
+        dequantize_model(model, as_dtype(dtype))
     if verify:
         from .verify import check_verifiable
 
@@ -132,6 +136,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--to", choices=("mlx", "huggingface"), default="mlx", help="the layout to write (default: mlx)"
     )
     cli.add_quantization(parser)
+    parser.add_argument(
+        "-d", "--dequantize", action="store_true", help="bring quantized weights back to floating point"
+    )
     parser.add_argument("--verify", action="store_true", help="run source and result on the same images and compare")
     parser.add_argument("--upload-repo", metavar="R", help="publish the result as this repository of the Hub")
     return parser
@@ -176,14 +183,17 @@ def _keep_large_buffers() -> None:
 
 def _summary(folder: Path) -> str:
     """What a converted folder holds, in a line."""
+    from .quantization import count_parameters
+    from .sources import read_config
     from .weights import Checkpoint
 
-    tensors = Checkpoint.open(folder).tensors.values()
+    checkpoint = Checkpoint.open(folder)
+    tensors = checkpoint.tensors.values()
     dtypes = sorted({str(tensor.dtype).removeprefix("mlx.core.") for tensor in tensors})
-    values = sum(prod(tensor.shape) for tensor in tensors)
-    kind = "parameters" if len(dtypes) == 1 else "values"  # quantized, a value holds several parameters
+    bits = (read_config(checkpoint).extra.get("quantization") or {}).get("bits")
+    parameters = count_parameters({name: tensor.shape for name, tensor in checkpoint.tensors.items()}, bits)
     megabytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors}) / 1e6
-    return f"{values:,} {kind} in {len(tensors)} tensors, {', '.join(dtypes)}, {megabytes:,.1f} MB"
+    return f"{parameters:,} parameters in {len(tensors)} tensors, {', '.join(dtypes)}, {megabytes:,.1f} MB"
 
 
 if __name__ == "__main__":

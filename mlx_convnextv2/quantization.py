@@ -8,10 +8,12 @@ linear layer is quantized in groups along its input; one whose input no group si
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -129,6 +131,53 @@ def quantize(
     _replace_layers(model, {layer.path: layer.group_size for layer in plan.layers if layer.group_size}, plan)
     model.config.extra["quantization"] = plan.to_dict()
     return QuantizationReport(plan, before, _stored_bytes(model))
+
+
+def dequantize(model: nn.Module, dtype: mx.Dtype | None = None) -> None:
+    """Give the model in place linear layers in floating point that compute what its quantized ones do.
+
+    Args:
+        model: with quantized layers.
+        dtype: of all parameters; None keeps that of each layer's bias.
+
+    Raises:
+        ValueError: no layer is quantized.
+    """
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.QuantizedLinear)]
+    if not layers:
+        raise ValueError("the model is not quantized, so there is nothing to dequantize")
+    replaced = []
+    for path, layer in layers:
+        scales, biases = layer.scales, layer.get("biases")
+        if biases is not None:  # affine; the scales of the other modes have a form of their own
+            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        how = (layer.group_size, layer.bits, layer.mode)
+        weight = mx.dequantize(layer.weight, scales, biases, *how, dtype=mx.float32)
+        linear = nn.Linear(1, 1)
+        linear.weight, linear.bias = weight.astype(dtype or layer.bias.dtype), layer.bias
+        replaced.append((path, linear))
+    model.update_modules(tree_unflatten(replaced))
+    if dtype is not None:
+        model.set_dtype(dtype)
+    model.config.extra.pop("quantization", None)
+
+
+def count_parameters(shapes: Mapping[str, Sequence[int]], bits: int | None = None) -> int:
+    """How many parameters tensors hold: of quantized weights as many as before, and none in their scales and biases.
+
+    Args:
+        shapes: of the tensors by name.
+        bits: of a quantized weight, of which 32 bits are one value of the tensor.
+    """
+    layers = {name.removesuffix(".scales") for name in shapes if name.endswith(".scales")}
+    total = 0
+    for name, shape in shapes.items():
+        layer, _, kind = name.rpartition(".")
+        if layer not in layers or kind not in ("weight", "scales", "biases"):
+            total += prod(shape)
+        elif kind == "weight":
+            total += prod(shape) * 32 // bits  # type: ignore[operator]  # which a checkpoint with scales states
+    return total
 
 
 def restore_quantized_layers(model: nn.Module, names: Collection[str], prefix: str = "") -> None:

@@ -189,7 +189,9 @@ def _values_from_timm(values: Mapping[str, Any], checkpoint: Checkpoint) -> dict
         ours["image_size"] = input_size[-1]
     label_names = values.get("label_names")
     if label_names is not None and len(label_names) == ours["num_labels"]:
-        ours["id2label"] = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names))
+        names = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names))
+        described = values.get("label_descriptions") or {}  # of WordNet's numbers, say
+        ours["id2label"] = {index: described.get(name, name) for index, name in names.items()}
         del ours["num_labels"]
     return ours
 

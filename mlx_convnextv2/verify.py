@@ -1,7 +1,7 @@
 """Did the numbers survive? A converted checkpoint against its source, run by the source's own library.
 
-transformers runs what transformers wrote and timm what timm wrote, where they are installed; plain PyTorch, with the
-architecture written out below a second time, runs everything else.
+transformers runs what it can load and timm what timm wrote, where they are installed; plain PyTorch, with the
+architecture written out below a second time, runs what else is in PyTorch's layout, and MLX what is in its own.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from .config import ConvNextV2Config
 from .hub import load
 from .leftovers import WRAPPERS
 from .messages import short, some
 from .model import ConvNextV2ForImageClassification, ConvNextV2Model
-from .sources import read_config
+from .sources import read_config, read_processor
 from .tensor_files import dtype_name, is_floating, read_tensors
 from .weights import HUGGING_FACE, TIMM, Checkpoint
 
@@ -51,7 +50,10 @@ class Verification:
     def __str__(self) -> str:
         lines = [f"Verified against {self.reference} on {self.images} images:"]
         allowed = "quantized, so none is set" if self.tolerance is None else f"{self.tolerance:.1e}"
-        lines.append(f"  largest difference {self.difference:.1e} of the largest magnitude (allowed: {allowed})")
+        if math.isfinite(self.difference):
+            lines.append(f"  largest difference {self.difference:.1e} of the largest magnitude (allowed: {allowed})")
+        else:
+            lines.append("  some outputs are infinite or not a number")
         if self.top1 is not None:
             lines.append(f"  top-1 agreement {self.top1:.0%}, top-5 agreement {self.top5:.0%}")
         return "\n".join(lines)
@@ -62,26 +64,31 @@ def verify(source: Path, result: Path, images: int = 8) -> Verification:
 
     Args:
         source: a folder or a weights file.
-        result: the folder that it was converted to, in MLX's layout.
+        result: the folder that it was converted to, in MLX's layout or PyTorch's. MLX runs the latter, too, where
+            PyTorch is not installed.
         images: how many images; they are drawn from a fixed seed, at the result's size.
 
     Raises:
-        ValueError: neither transformers nor timm nor PyTorch is installed.
+        ValueError: the source is in PyTorch's layout, and PyTorch is not installed.
     """
-    model, processor = load(result)
-    side = processor.size["shortest_edge"]
-    pixel_values = synthetic_images(images, side, model.config.num_channels)
+    checkpoint = Checkpoint.open(result)
+    config = read_config(checkpoint)
+    side = read_processor(checkpoint, config).size["shortest_edge"]
+    pixel_values = synthetic_images(images, side, config.num_channels)
     name, forward = reference(Checkpoint.open(source))
     expected = np.concatenate([forward(pixel_values[i : i + 1]) for i in range(images)])
-    ours = np.concatenate([_run(model, pixel_values[i : i + 1]) for i in range(images)])
-    dtypes = {array.dtype for array in _arrays(model)}
+    _, forward = reference(checkpoint) if _works("torch") else ("MLX", _mlx(result))
+    ours = np.concatenate([forward(pixel_values[i : i + 1]) for i in range(images)])
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
     floats = [dtype_name(dtype) for dtype in dtypes if is_floating(dtype)]
     quantized = len(floats) < len(dtypes)
-    has_classes = isinstance(model, ConvNextV2ForImageClassification) and model.config.num_labels > 0
+    has_classes = "classifier.weight" in checkpoint.tensors
+    with np.errstate(invalid="ignore"):  # infinite outputs have no difference
+        difference = np.abs(ours - expected).max() / (np.abs(expected).max() or 1.0)
     return Verification(
         reference=name,
         images=images,
-        difference=float(np.abs(ours - expected).max() / (np.abs(expected).max() or 1.0)),
+        difference=float(difference),
         tolerance=None if quantized else max(TOLERANCES[dtype] for dtype in floats),
         top1=_agreement(ours, expected, 1) if has_classes else None,
         top5=_agreement(ours, expected, 5) if has_classes else None,
@@ -90,8 +97,6 @@ def verify(source: Path, result: Path, images: int = 8) -> Verification:
 
 def check_verifiable(checkpoint: Checkpoint, model: object) -> None:
     """Raise a ValueError if `verify` could not compare a source with what this model will be saved as."""
-    if checkpoint.is_mlx:
-        raise ValueError(f"{checkpoint.path} is a conversion itself: verify against the original")
     if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
         raise ValueError("a backbone has no single output to verify: verify the classifier that it comes from")
     reference(checkpoint)
@@ -110,7 +115,9 @@ def synthetic_images(count: int, side: int, channels: int) -> np.ndarray:
 
 
 def reference(checkpoint: Checkpoint) -> tuple[str, Forward]:
-    """Who runs the source, and a function from pixel values (N, H, W, C) to its logits, or pooled features, (N, K)."""
+    """Who runs a checkpoint, and a function from pixel values (N, H, W, C) to its logits or pooled features (N, K)."""
+    if checkpoint.is_mlx:
+        return "MLX", _mlx(checkpoint.path)
     if not _works("torch"):
         raise ValueError('to verify, the source has to be run by PyTorch: pip install "mlx-convnextv2[torch]"')
     config = read_config(checkpoint)
@@ -134,6 +141,17 @@ def _works(module: str, name: str | None = None) -> bool:
         return name is None or getattr(imported, name) is not None
     except Exception:
         return False
+
+
+def _mlx(path: Path) -> Forward:
+    model, _ = load(path)
+
+    def forward(pixel_values: np.ndarray) -> np.ndarray:
+        outputs = model(mx.array(pixel_values))
+        output = outputs.logits if isinstance(model, ConvNextV2ForImageClassification) else outputs.pooler_output
+        return np.array(output.astype(mx.float32))
+
+    return forward
 
 
 def _transformers(folder: Path) -> Forward:
@@ -245,18 +263,11 @@ def _raw_tensors(checkpoint: Checkpoint) -> dict[str, tuple[Any, np.ndarray]]:
     }
 
 
-def _run(model: Any, pixel_values: np.ndarray) -> np.ndarray:
-    outputs = model(mx.array(pixel_values))
-    output = outputs.logits if isinstance(model, ConvNextV2ForImageClassification) else outputs.pooler_output
-    return np.array(output.astype(mx.float32))
-
-
-def _arrays(model: Any) -> list[mx.array]:
-    return list(dict(tree_flatten(model.parameters())).values())
-
-
 def _agreement(ours: np.ndarray, expected: np.ndarray, k: int) -> float:
-    """The share of the k best classes that two sets of logits (N, num_labels) have in common."""
+    """The share of the k best classes that two sets of logits (N, num_labels) have in common; none where one is NaN."""
     k = min(k, ours.shape[1])
-    best = (np.argsort(-logits, axis=1, kind="stable")[:, :k] for logits in (ours, expected))
-    return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(*best, strict=True)]))
+    shares = []
+    for pair in zip(ours, expected, strict=True):
+        best = [set(np.argsort(-logits, kind="stable")[:k]) for logits in pair]
+        shares.append(len(best[0] & best[1]) / k if np.isfinite(pair).all() else 0.0)
+    return float(np.mean(shares))

@@ -118,7 +118,7 @@ CONFIG += ["drop_path_rate", "image_size", "out_features", "out_indices", "num_l
 CONFIG += ["problem_type", "return_dict", "model_type", "architecture", "quantization", "pretrained_cfg", "torch_dtype"]
 PROCESSOR = ["do_resize", "size", "crop_pct", "crop_mode", "resample", "rescale_factor", "image_mean", "image_std"]
 PROCESSOR += ["image_processor_type", "do_center_crop", "surprise"]
-TIMM = ["architecture", "pretrained_cfg", "model_args", "label_names", "num_classes"]
+TIMM = ["architecture", "pretrained_cfg", "model_args", "label_names", "label_descriptions", "num_classes"]
 PRETRAINED_CFG = ["input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "license"]
 MODEL_ARGS = ["depths", "norm_eps", "act_layer", "global_pool", "output_stride", "kernel_sizes"]
 JSON_FILES = [
@@ -188,6 +188,13 @@ def test_a_timm_config_without_a_value_that_is_needed_is_named(timm_copy, key):
 def test_timm_s_label_names_are_a_list_or_a_dictionary(timm_copy, names):
     edit_json(timm_copy / "config.json", ("label_names",), json.dumps(names))
     assert load(timm_copy)[0].config.id2label == {i: f"l{i}" for i in range(7)}
+
+
+def test_timm_s_descriptions_stand_for_its_label_names(timm_copy):
+    edit_json(timm_copy / "config.json", ("label_names",), json.dumps([f"n{i}" for i in range(7)]))
+    edit_json(timm_copy / "config.json", ("label_descriptions",), json.dumps({f"n{i}": f"thing {i}" for i in range(6)}))
+    expected = {**{i: f"thing {i}" for i in range(6)}, 6: "n6"}
+    assert load(timm_copy)[0].config.id2label == expected
 
 
 @pytest.mark.parametrize(("eps", "reads"), [("null", True), ("1e-6", True), ("1e-5", False)])

@@ -15,11 +15,12 @@ from mlx_convnextv2 import (
     ConvNextV2Backbone,
     ConvNextV2Config,
     ConvNextV2ForImageClassification,
+    convert,
     load,
     save,
 )
 from mlx_convnextv2.classify import DEMO
-from mlx_convnextv2.quantization import MODES, plan_quantization, quantize
+from mlx_convnextv2.quantization import MODES, count_parameters, dequantize, plan_quantization, quantize
 
 sys.path.insert(0, str(ROOT / "examples"))
 import train_digits
@@ -50,6 +51,60 @@ def test_every_mode_comes_back_from_disk_bit_by_bit(tmp_path, mode, bits, group_
         assert mx.array_equal(theirs[name], array), name
     x = mx.random.normal((1, 32, 32, 3))
     assert mx.array_equal(loaded(x).logits, model(x).logits)
+
+
+@pytest.mark.parametrize(("mode", "bits", "group_size"), ALL)
+def test_what_is_dequantized_computes_what_the_quantized_did(mode, bits, group_size):
+    model = make_model(hidden_sizes=[32, 128])
+    names, count = set(parameters(model)), sum(array.size for array in parameters(model).values())
+    quantize(model, bits, group_size, mode)
+    shapes = {name: array.shape for name, array in parameters(model).items()}
+    assert count_parameters(shapes, bits) == count
+    pixel_values = mx.random.normal((2, 32, 32, 3), key=mx.random.key(0))
+    before = model(pixel_values).logits
+    dequantize(model)
+    after = model(pixel_values).logits
+    assert mx.abs(after - before).max().item() <= 1e-5 * mx.abs(before).max().item()
+    assert set(parameters(model)) == names
+    assert {array.dtype for array in parameters(model).values()} == {mx.float32}
+    assert "quantization" not in model.config.to_dict()
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+def test_values_are_rounded_once_on_the_way_to_another_dtype(dtype):
+    expected, model = (make_model(hidden_sizes=[32, 128]) for _ in range(2))
+    expected.load_weights(tree_flatten(model.parameters()))
+    for quantized in (expected, model):
+        quantized.set_dtype(mx.bfloat16)
+        quantize(quantized, 8)
+    dequantize(expected, mx.float32)
+    dequantize(model, None if dtype is None else getattr(mx, dtype))
+    stored = mx.bfloat16 if dtype is None else getattr(mx, dtype)
+    for name, array in parameters(model).items():
+        assert array.dtype == stored
+        assert mx.array_equal(array, parameters(expected)[name].astype(stored)), name
+
+
+def test_a_model_that_is_not_quantized_is_not_dequantized():
+    with pytest.raises(ValueError, match="not quantized"):
+        dequantize(make_model())
+
+
+def test_the_command_dequantizes_for_transformers_and_counts_the_parameters(tmp_path, capsys):
+    count = sum(array.size for array in parameters(load(DEMO)[0]).values())
+    quantized, back = str(tmp_path / "quantized"), str(tmp_path / "back")
+    assert convert.main(["--hf-path", str(DEMO), "--mlx-path", quantized, "-q", "--q-bits", "3"]) == 0
+    assert f"{count:,} parameters in " in capsys.readouterr().out
+    command = ["--hf-path", quantized, "--mlx-path", back, "--to", "huggingface", "--dtype", "float16"]
+    assert convert.main(command) == 2
+    assert "transformers cannot read MLX's quantized weights" in capsys.readouterr().err
+    assert convert.main([*command, "-d", "--verify"]) == 0
+    written = capsys.readouterr().out
+    assert f"{count:,} parameters in " in written
+    assert "Verified against MLX on 8 images" in written
+    assert "quantization" not in json.loads((tmp_path / "back" / "config.json").read_text())
+    assert convert.main([*command, "-d", "--overwrite", "-q"]) == 2
+    assert "not both" in capsys.readouterr().err
 
 
 def test_each_layer_has_an_outcome_and_a_reason():

@@ -1,6 +1,7 @@
 """`convert --verify`, and the plain-PyTorch reference that it falls back to."""
 
 import re
+import sys
 
 import mlx.core as mx
 import pytest
@@ -9,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from conftest import SMALL  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 from source_keys import original_key  # noqa: E402
 
 from mlx_convnextv2.convert import convert  # noqa: E402
@@ -59,6 +60,52 @@ def test_a_changed_result_fails(source, tmp_path):
     weights["classifier.bias"] = weights["classifier.bias"] + mx.array([0, 0, 0, 0, 0, 0, 0.01])
     mx.save_safetensors(str(tmp_path / "out" / "model.safetensors"), weights, metadata)
     assert not verify(path, tmp_path / "out").passed
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+def test_a_conversion_to_transformers_passes(source, tmp_path, dtype):
+    path, reference = source
+    verification = convert(path, tmp_path / "out", dtype=dtype, to="huggingface", verify=True).verification
+    assert verification.reference == reference
+    assert verification.passed
+    assert verification.tolerance == TOLERANCES[dtype]
+    assert verification.top1 == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+def test_a_changed_result_for_transformers_fails(source, tmp_path):
+    path, _ = source
+    convert(path, tmp_path / "out", to="huggingface")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    weights["classifier.bias"][6] += 0.01
+    save_file(weights, tmp_path / "out" / "model.safetensors", {"format": "pt"})
+    assert not verify(path, tmp_path / "out").passed
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("options", [{"to": "huggingface"}, {"dtype": "float16"}, {"quantize": True, "q_bits": 8}])
+def test_a_conversion_of_a_conversion_is_verified_against_mlx(source, tmp_path, options, monkeypatch):
+    convert(source[0], tmp_path / "mlx")
+    verification = convert(tmp_path / "mlx", tmp_path / "out", **options, verify=True).verification
+    assert verification.reference == "MLX"
+    assert verification.passed
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert verify(tmp_path / "mlx", tmp_path / "out").passed
+
+
+@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{}, {"to": "huggingface"}, {"quantize": True, "q_bits": 8}], ids=str)
+def test_outputs_that_are_no_numbers_agree_in_nothing(theirs, tmp_path, value, options):
+    theirs.save_pretrained(tmp_path / "source")
+    weights = load_file(tmp_path / "source" / "model.safetensors")
+    weights["convnextv2.layernorm.bias"][0] = value
+    save_file(weights, tmp_path / "source" / "model.safetensors", {"format": "pt"})
+    verification = convert(tmp_path / "source", tmp_path / "out", **options, verify=True).verification
+    assert not verification.passed
+    assert (verification.top1, verification.top5) == (0, 0)
+    assert "infinite or not a number" in str(verification)
 
 
 def test_the_command_prints_it(run, theirs, tmp_path):
