@@ -160,10 +160,21 @@ class TestOddShapes:
     def test_gelu_grn(self, shape: tuple[int, int, int], dtype: mx.Dtype, device: Callable) -> None:
         check_gelu_grn(shape, dtype, device)
 
-    @pytest.mark.parametrize("rows", [1, 2, 4])
-    def test_every_tile(self, rows: int, device: Callable) -> None:
-        with mock.patch.object(gpu, "tile_of", return_value=(2, 64, rows, 4)):
+    @pytest.mark.parametrize("tile", [(1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (8, 4)], ids=str)
+    def test_every_tile(self, tile: tuple[int, int], device: Callable) -> None:
+        with mock.patch.object(gpu, "tile_of", return_value=(2, 64, *tile)):
             check_depthwise((2, 7, 6, 70), mx.float32, device)
+
+    def test_an_image_too_large_for_32_bits_is_plain(self, monkeypatch) -> None:
+        """Places in the depthwise kernel are counted in 32 bits: more elements than that never reach it."""
+        assert gpu.MOST_ELEMENTS < 2**31
+        monkeypatch.setattr(gpu, "MOST_ELEMENTS", 2 * 7 * 6)
+        calls = []
+        monkeypatch.setattr(gpu.Kernel, "__call__", lambda *_, **options: calls.append(options) or [mx.zeros(1)] * 2)
+        check_depthwise((2, 7, 6, 3), mx.float32, contextlib.nullcontext)
+        assert not calls
+        gpu.depthwise_conv2d(random(3, 7, 6, 2), random(7, 7, 2), random(2))
+        assert len(calls) == 1  # the bound is that of one image
 
     @settings(max_examples=25, deadline=None)
     @given(

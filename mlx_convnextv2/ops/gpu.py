@@ -10,15 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from math import prod
 from typing import Any
 
 import mlx.core as mx
 
+from . import plain
+
 LANES = 32  # of a simdgroup, or warp
 MOST_THREADS = 256  # of a threadgroup: with all its registers it fits on every GPU
 MOST_CHANNELS = 4096  # of the depthwise kernel, whose threads hold their channels in registers
-_COLUMNS = 4  # of a tile of the depthwise kernel
-_MOST_SUMS = 32  # that a thread of the depthwise kernel holds in registers, but for one row of a tile
+MOST_ELEMENTS = 2**31 - 1  # of an image in the depthwise kernel, which counts places in 32 bits
+_TILES = ((4, 4), (2, 4), (1, 4), (1, 2))  # rows and columns of the depthwise kernel's, the largest first
+_MOST_SUMS = 16  # that a thread of the depthwise kernel holds in registers, but in the smallest tile
 _ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
 _MOST_STRIPS = 32
 _LEAST_PIXELS = 8  # of a strip
@@ -187,7 +191,12 @@ def tap_major(weight: mx.array) -> mx.array:
 
 
 def depthwise_conv2d(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
-    """Depthwise 7x7, padding 3, plus bias: x (N, H, W, C), taps (7, 7, C), bias (C,) -> (N, H, W, C)."""
+    """Depthwise 7x7, padding 3, plus bias: x (N, H, W, C), taps (7, 7, C), bias (C,) -> (N, H, W, C).
+
+    This and its two other forms are plain MLX for images of more than `MOST_ELEMENTS`.
+    """
+    if prod(x.shape[1:]) > MOST_ELEMENTS:
+        return mx.conv2d(x, _channel_major(taps), padding=3, groups=x.shape[-1]) + bias
     return _depthwise(_DEPTHWISE[False, False], x, taps, bias)[0]
 
 
@@ -195,6 +204,8 @@ def depthwise_layer_norm(
     x: mx.array, taps: mx.array, bias: mx.array, norm_weight: mx.array, norm_bias: mx.array, eps: float
 ) -> mx.array:
     """`depthwise_conv2d`, then LayerNorm over the channels: (N, H, W, C) -> (N, H, W, C)."""
+    if prod(x.shape[1:]) > MOST_ELEMENTS:
+        return plain.depthwise_layer_norm(x, _channel_major(taps), bias, norm_weight, norm_bias, eps)
     return _depthwise(_DEPTHWISE[True, False], x, taps, bias, norm_weight, norm_bias, mx.array([eps]))[0]
 
 
@@ -208,6 +219,9 @@ def depthwise_layer_norm_residual(
     residual_bias: mx.array,
 ) -> tuple[mx.array, mx.array]:
     """`depthwise_layer_norm`, and x + residual_bias (C,), which the block's last product adds its own to."""
+    if prod(x.shape[1:]) > MOST_ELEMENTS:
+        output = plain.depthwise_layer_norm(x, _channel_major(taps), bias, norm_weight, norm_bias, eps)
+        return output, (x + residual_bias).astype(x.dtype)
     output, residual = _depthwise(
         _DEPTHWISE[True, True], x, taps, bias, norm_weight, norm_bias, mx.array([eps]), residual_bias
     )
@@ -217,17 +231,16 @@ def depthwise_layer_norm_residual(
 def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, int, int, int]:
     """How the depthwise kernel divides x (N, H, W, C): channels per thread, threads, and rows and columns of a tile.
 
-    Large tiles read less twice, small ones make more threadgroups: the most rows, 4, 2 or 1, that the registers hold
-    and that leave enough threadgroups.
+    Large tiles read less twice, small ones make more threadgroups: the largest of `_TILES` whose sums the registers
+    hold and that leaves enough threadgroups, else the smallest.
     """
     channels_per_thread = -(-channels // MOST_THREADS)
     threads = _round_up(-(-channels // channels_per_thread), LANES)
-    across = -(-width // _COLUMNS)
-    for rows in (4, 2):
-        fits = channels_per_thread * rows * _COLUMNS <= _MOST_SUMS
-        if fits and batch * across * -(-height // rows) >= _ENOUGH_THREADGROUPS:
-            return channels_per_thread, threads, rows, _COLUMNS
-    return channels_per_thread, threads, 1, _COLUMNS
+    for rows, columns in _TILES:
+        fits = channels_per_thread * rows * columns <= _MOST_SUMS
+        if fits and batch * -(-width // columns) * -(-height // rows) >= _ENOUGH_THREADGROUPS:
+            break
+    return channels_per_thread, threads, rows, columns
 
 
 def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array) -> list[mx.array]:
@@ -284,6 +297,11 @@ def _strips(hidden: mx.array) -> tuple[tuple[int, int, int], int]:
     threads = min(MOST_THREADS, _round_up(channels, LANES))
     strips = min(_MOST_STRIPS, -(-pixels // _LEAST_PIXELS))
     return (-(-channels // threads), strips, batch), threads
+
+
+def _channel_major(taps: mx.array) -> mx.array:
+    """`tap_major` undone: (7, 7, C) -> (C, 7, 7, 1)."""
+    return taps.transpose(2, 0, 1)[..., None]
 
 
 def _round_up(number: int, multiple: int) -> int:

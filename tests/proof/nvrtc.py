@@ -18,7 +18,7 @@ _TYPES = {"float16_t": "__half", "bfloat16_t": "__nv_bfloat16"}
 
 
 def is_installed() -> bool:
-    return all(_package(name) is not None for name in ("cuda_nvrtc", "cuda_runtime"))
+    return all(package(name) is not None for name in ("cuda_nvrtc", "cuda_runtime"))
 
 
 def cuda_text(launch: Launch) -> str:
@@ -41,7 +41,7 @@ def compile_to_ptx(text: str) -> str:
     Raises:
         FaultError: it does not compile.
     """
-    nvrtc, runtime = _package("cuda_nvrtc"), _package("cuda_runtime")
+    nvrtc, runtime = package("cuda_nvrtc"), package("cuda_runtime")
     assert nvrtc is not None
     assert runtime is not None
     library = ctypes.CDLL(str(next((nvrtc / "lib").glob("libnvrtc.so.*"))))
@@ -62,7 +62,7 @@ def _read(get_size: ctypes._CFuncPtr, get: ctypes._CFuncPtr, program: ctypes.c_v
     return buffer.value.decode()
 
 
-def _package(name: str) -> Path | None:
+def package(name: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(f"nvidia.{name}")
     except ModuleNotFoundError:

@@ -17,7 +17,7 @@ FUNCTION void grn_scale(
     scale[first + size_t(channel)] = norm;  // read again below by the thread that wrote it
     own_norms[0] += norm;
   }
-  sum_over_threads<1>(own_norms, totals, thread_index, threads);
+  share<1>(sum_over_threads<1>(own_norms, totals, thread_index, threads), own_norms, totals, thread_index);
   const float mean = own_norms[0] / float(channels) + 1e-6f;
   for (int channel = int(thread_index); channel < channels; channel += int(threads)) {
     const float norm = scale[first + size_t(channel)];

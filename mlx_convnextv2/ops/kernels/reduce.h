@@ -3,22 +3,37 @@
 CONSTANT uint LANES = 32;           // of a simdgroup, or warp
 CONSTANT uint MOST_SIMDGROUPS = 8;  // a threadgroup has at most 256 threads
 
-// Each of `values` becomes its sum over all threads. `sums` holds COUNT * MOST_SIMDGROUPS numbers and is used once.
+// For the first COUNT threads, the sum over all threads of values[thread_index]; COUNT <= LANES. `sums` holds
+// COUNT * MOST_SIMDGROUPS numbers and serves one sum.
 template <int COUNT, typename Sums>
-FUNCTION void sum_over_threads(LOCAL float (&values)[COUNT], Sums sums, uint thread_index, uint threads) {
-  const uint simdgroup = thread_index / LANES;
+FUNCTION float sum_over_threads(LOCAL float (&values)[COUNT], Sums sums, uint thread_index, uint threads) {
+  const uint lane = thread_index % LANES;
+  float own = 0.0f;
   UNROLL for (int i = 0; i < COUNT; ++i) {
     const float sum = sum_of_lanes(values[i]);
-    if (thread_index % LANES == 0) {
-      sums[uint(i) * MOST_SIMDGROUPS + simdgroup] = sum;
+    own = lane == uint(i) ? sum : own;
+  }
+  if (lane < uint(COUNT)) {
+    sums[thread_index / LANES * uint(COUNT) + lane] = own;
+  }
+  wait_for_threadgroup();
+  float sum = 0.0f;
+  if (thread_index < uint(COUNT)) {
+    for (uint simdgroup = 0; simdgroup < threads / LANES; ++simdgroup) {
+      sum += sums[simdgroup * uint(COUNT) + thread_index];
     }
+  }
+  return sum;
+}
+
+// The first COUNT threads' values become known to all: `sums` is that of sum_over_threads, just before.
+template <int COUNT, typename Sums>
+FUNCTION void share(float value, LOCAL float (&values)[COUNT], Sums sums, uint thread_index) {
+  if (thread_index < uint(COUNT)) {
+    sums[thread_index] = value;
   }
   wait_for_threadgroup();
   UNROLL for (int i = 0; i < COUNT; ++i) {
-    float sum = 0.0f;
-    for (uint other = 0; other < threads / LANES; ++other) {
-      sum += sums[uint(i) * MOST_SIMDGROUPS + other];
-    }
-    values[i] = sum;
+    values[i] = sums[i];
   }
 }

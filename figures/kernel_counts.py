@@ -1,0 +1,88 @@
+"""How many instructions and registers does each kernel take, as NVIDIA's compiler has it?
+
+    pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12
+    python figures/kernel_counts.py
+
+It needs no GPU. Instructions are those of the PTX, each counted once where it stands: what is in a loop runs more
+often. Apple's compiler makes others of the same text, but a 64-bit multiply, a branch or a register too many is one
+there too.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+
+from mlx_convnextv2.ops import gpu
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from proof import launches, nvrtc
+
+ARCHITECTURE = "sm_90"  # what proof.nvrtc compiles for
+# Column -> the PTX instructions that it counts.
+KINDS = {
+    "all": r"\w",
+    "FMA": r"fma\.",
+    "64-bit multiplies": r"(mul|mad)\.lo\.[su]64",
+    "branches": r"bra",
+    "loads": r"ld\.global",
+    "divisions": r"div\.",
+}
+
+
+def calls() -> dict[str, tuple[Callable, tuple[mx.array, ...]]]:
+    """Every kernel, the depthwise one at tiles and channels that differ in what a thread holds."""
+    found: dict[str, tuple[Callable, tuple[mx.array, ...]]] = {}
+    for batch, side, channels in ((8, 56, 96), (1, 14, 384), (8, 28, 384), (1, 7, 2816)):
+        x, taps, vector = mx.zeros((batch, side, side, channels)), mx.zeros((7, 7, channels)), mx.zeros(channels)
+        per_thread, _, rows, columns = gpu.tile_of(batch, side, side, channels)
+        name = f"depthwise_layer_norm_residual, C = {channels}: {rows} x {columns} pixels, {per_thread} channels"
+        found[name] = (
+            lambda x, taps, *v: gpu.depthwise_layer_norm_residual(x, taps, *v, 1e-6, v[0]),
+            (x, taps, vector, vector, vector),
+        )
+    hidden, weight, scale = mx.zeros((1, 3136, 384)), mx.zeros(384), mx.zeros((1, 384))
+    found["gelu_sum_of_squares"] = (gpu.gelu_sum_of_squares, (hidden,))
+    found["sum_of_squares_of_gelu"] = (gpu.sum_of_squares_of_gelu, (hidden,))
+    found["grn_scale"] = (gpu.grn_scale, (mx.zeros((1, 8, 384)), weight))
+    found["gelu_scaled"] = (gpu.gelu_scaled, (hidden, scale))
+    return found
+
+
+def counts(ptx: str) -> dict[str, int]:
+    """By column, how many instructions of the PTX it counts."""
+    body = ptx[ptx.index(".entry") :]
+    instructions = re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]\S*)\s.*;$", body, re.MULTILINE)
+    return {kind: sum(bool(re.match(pattern, i)) for i in instructions) for kind, pattern in KINDS.items()}
+
+
+def registers(ptx: str) -> tuple[int, int]:
+    """Of a thread, as ptxas assigns them, and the bytes that it spills."""
+    ptxas = nvrtc.package("cuda_nvcc")
+    if ptxas is None:
+        raise SystemExit("it needs nvidia-cuda-nvcc-cu12 for ptxas: pip install nvidia-cuda-nvcc-cu12")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernel.ptx").write_text(ptx, encoding="utf-8")
+        command = [ptxas / "bin" / "ptxas", f"-arch={ARCHITECTURE}", "-v", "kernel.ptx", "-o", "kernel.cubin"]
+        log = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stderr
+    return int(re.findall(r"Used (\d+) registers", log)[0]), int(re.findall(r"(\d+) bytes spill stores", log)[0])
+
+
+def main() -> None:
+    print(f"| kernel | {' | '.join(KINDS)} | registers | spilled bytes |")
+    print(f"|---|{'---:|' * (len(KINDS) + 2)}")
+    for name, (function, inputs) in calls().items():
+        (launch,) = launches(function, *inputs)
+        ptx = nvrtc.compile_to_ptx(nvrtc.cuda_text(launch))
+        cells = (*counts(ptx).values(), *registers(ptx))
+        print(f"| {name} | {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    main()
