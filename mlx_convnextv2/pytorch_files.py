@@ -45,12 +45,10 @@ class _StandIn:
 
 
 _STAND_INS: list[Any] = [
-    (_StandIn, name)
-    for name in (
-        "argparse.Namespace",
-        "numpy.dtype",
-        "numpy.ndarray",
-        *(f"numpy.{core}.multiarray.{made}" for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
+    type(name, (_StandIn,), {"__module__": module})  # PyTorch knows a class by these two
+    for module, name in (
+        *(("argparse", "Namespace"), ("numpy", "dtype"), ("numpy", "ndarray")),
+        *((f"numpy.{core}.multiarray", made) for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
     )
 ]
 
