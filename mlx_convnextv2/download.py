@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+import ctypes
 import os
 import re
+import threading
+import time
 import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
 from pathlib import Path
 
 from .image_processor import PREPROCESSOR_FILE
@@ -12,6 +20,21 @@ from .messages import one_line, short
 from .model_card import CARD_FILE
 from .sources import CONFIG_FILE, check_architecture
 from .tensor_files import PYTORCH_SUFFIXES, WEIGHTS_FILES, shard_names
+
+# The authors' checkpoints on the Hub: facebook/convnextv2-SIZE-DATA.
+PUBLISHED = {
+    **dict.fromkeys(("atto", "femto", "pico"), "1k-224"),
+    **dict.fromkeys(("nano", "tiny", "base", "large"), "1k-224 22k-224 22k-384"),
+    "huge": "1k-224 22k-384 22k-512",
+}
+
+TIME_LIMIT = "MLX_CONVNEXTV2_HUB_TIMEOUT"  # seconds for a small file
+_WINDOW = 10  # so many times as long for the next 10 MiB of a large one, the pieces that huggingface_hub writes
+_BUSY = (408, 429, 500, 502, 503, 504)
+
+# The names that huggingface_hub makes paths of.
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
 
 
 def fetch(
@@ -46,12 +69,13 @@ def fetch(
         raise FileNotFoundError(f"there is no file called {name}")
     if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise _no_such_folder(name)
+    if "/" not in name and published(name):
+        raise FileNotFoundError(f"there is no folder called {name}{_did_you_mean(name)}")
     return _download(name, revision, weights, card)
 
 
 def _download(repo: str, revision: str | None, weights: bool, card: bool) -> Path:
     """Download what is needed of a Hub repository, all of one commit, into huggingface_hub's cache."""
-    _check_that_the_hub_answers(repo, revision)
     config = _download_file(repo, CONFIG_FILE, revision)
     folder = config.parent
     commit = folder.name  # .../snapshots/COMMIT/config.json
@@ -63,48 +87,32 @@ def _download(repo: str, revision: str | None, weights: bool, card: bool) -> Pat
         except OSError:
             warnings.warn(f"the model card of {repo} cannot be downloaded: its licence is not known", stacklevel=4)
     if weights:
-        _download_weights(repo, commit)
+        _download_weights(repo, folder)
     return folder
 
 
-def _check_that_the_hub_answers(repo: str, revision: str | None) -> None:
-    """Raise an OSError if nothing is cached and the Hub is silent, which its client bears for six minutes.
-
-    Any answer will do: what it says is said again to the download itself.
-    """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-
-    try:
-        if try_to_load_from_cache(repo, CONFIG_FILE, revision=revision) is None:
-            get_hf_file_metadata(hf_hub_url(repo, CONFIG_FILE, revision=revision))
-    except Exception as error:
-        if "Timeout" in type(error).__name__:  # the HTTP client's own types vary with its version
-            raise OSError(
-                f"the Hub has not answered for {constants.HF_HUB_ETAG_TIMEOUT} seconds, so {repo} cannot be "
-                "downloaded: check the connection and HF_ENDPOINT, or raise HF_HUB_ETAG_TIMEOUT"
-            ) from None
-
-
-def _download_weights(repo: str, commit: str) -> None:
+def _download_weights(repo: str, folder: Path) -> None:
+    commit, blobs = folder.name, folder.parent.parent / "blobs"
     for name in WEIGHTS_FILES:
-        file = _download_optional(repo, name, commit)
+        is_index = name.endswith(".json")
+        file = _download_optional(repo, name, commit, None if is_index else blobs)
         if file is None:
             continue
-        for shard in shard_names(file) if file.suffix == ".json" else []:
-            _download_file(repo, shard, commit)
+        for shard in shard_names(file) if is_index else []:
+            _download_file(repo, shard, commit, blobs)
         return
     raise FileNotFoundError(f"the Hub repository {repo} has none of {', '.join(WEIGHTS_FILES)}")
 
 
-def _download_optional(repo: str, file: str, commit: str) -> Path | None:
+def _download_optional(repo: str, file: str, commit: str, growing_in: Path | None = None) -> Path | None:
     """A file of a commit, or None where the commit has no such file. What the cache knows of a commit stays true."""
-    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(repo, file, revision=commit)
-    if cached is _CACHED_NO_EXIST:
+    if cached is not None and not isinstance(cached, str):  # the mark of a file that the commit lacks
         return None
     try:
-        return Path(cached) if isinstance(cached, str) else _download_file(repo, file, commit)
+        return _download_file(repo, file, commit, growing_in)
     except _NoSuchFileError:
         return None
 
@@ -113,40 +121,198 @@ class _NoSuchFileError(FileNotFoundError):
     """A repository that exists has no file of this name."""
 
 
-def _download_file(repo: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import errors as hf, hf_hub_download
+def _download_file(repo: str, file: str, revision: str | None, growing_in: Path | None = None) -> Path:
+    """A file from the Hub, or from the cache where the Hub is out of reach or the revision is a commit.
+
+    A small file has a time limit. A large one, which grows in the folder `growing_in`, must not stop growing.
+    """
+    from huggingface_hub import errors as hf, try_to_load_from_cache
+
+    limit = _time_limit()
+    cached = None
+    try:
+        cached = try_to_load_from_cache(repo, file, revision=revision)
+        if isinstance(cached, str) and _COMMIT.fullmatch(revision or ""):
+            return Path(cached)
+        patience = 0 if isinstance(cached, str) else limit
+        download = partial(_ask_and_download, repo, file, revision, patience)
+        if growing_in is None:
+            return in_time(download, limit)
+        return in_time(download, _WINDOW * limit, partial(_growth, growing_in))
+    except Exception as error:
+        is_missing = isinstance(error, hf.EntryNotFoundError) and not isinstance(error, hf.LocalEntryNotFoundError)
+        if isinstance(cached, str) and not is_missing and not isinstance(error, hf.RevisionNotFoundError):
+            return Path(cached)
+        raise _in_words(error, repo, file, revision) from None
+
+
+def _ask_and_download(repo: str, file: str, revision: str | None, patience: float) -> Path:
+    from huggingface_hub import hf_hub_download, hf_hub_url
+
+    _ask(hf_hub_url(repo, file, revision=revision), repo, file, patience)
+    return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def _ask(url: str, repo: str, file: str, patience: float) -> None:
+    """Return if the Hub has the file and names it as a Hub does; wait so many seconds at once for a busy Hub.
+
+    huggingface_hub makes paths of the names that the Hub answers, and asks a Hub that is out of reach for minutes.
+    """
+    from huggingface_hub import constants, errors as hf, get_hf_file_metadata
+
+    for pause in (1, 2, 4, 8, 8, None):
+        try:
+            metadata = get_hf_file_metadata(url)
+            break
+        except (hf.HFValidationError, hf.OfflineModeIsEnabled):
+            raise
+        except Exception as error:
+            status, headers = http_status(error), getattr(getattr(error, "response", None), "headers", {})
+            _check_names(headers.get("X-Repo-Commit"), None, repo, file)
+            if "Timeout" in type(error).__name__:  # the HTTP client's own types vary with its version
+                raise _HubError(
+                    f"the Hub has not answered for {constants.HF_HUB_ETAG_TIMEOUT} seconds, so {repo} cannot be "
+                    "downloaded: check the connection and HF_ENDPOINT, or raise HF_HUB_ETAG_TIMEOUT"
+                ) from None
+            if status is None:
+                raise _unreachable(repo, file, f" ({one_line(error)})") from None
+            if isinstance(error, hf.EntryNotFoundError):
+                return  # the download finds it too, and notes it in the cache
+            seconds = _retry_after(error) or pause
+            if status not in _BUSY or pause is None or seconds is None or seconds > patience:
+                raise
+        time.sleep(seconds)
+    _check_names(metadata.commit_hash, metadata.etag, repo, file)
+
+
+def _check_names(commit: str | None, etag: str | None, repo: str, file: str) -> None:
+    if commit is not None and not _COMMIT.fullmatch(commit):
+        raise _HubError(
+            f"the Hub names {short(commit)} as the commit of {file} of {repo}, which is none: not downloaded"
+        )
+    if etag is not None and not _ETAG.fullmatch(etag):
+        raise _HubError(f"the Hub names {short(etag)} as the ETag of {file} of {repo}, which is unsafe: not downloaded")
+
+
+class _HubError(OSError):
+    """A sentence for the user already."""
+
+
+def _in_words(error: Exception, repo: str, file: str, revision: str | None) -> OSError:
+    """The error that a user reads, for whatever the HTTP client raises: its own types are not OSErrors."""
+    from huggingface_hub import constants, errors as hf
 
     at = f" at revision {revision}" if revision else ""
-    try:
-        return Path(hf_hub_download(repo, file, revision=revision))
-    except hf.RevisionNotFoundError:
-        raise FileNotFoundError(f"the Hub repository {repo} has no revision {revision}") from None
-    except hf.GatedRepoError:
-        raise OSError(f"{repo} is gated: accept its terms on the Hub and set HF_TOKEN") from None
-    except hf.RepositoryNotFoundError:
-        raise FileNotFoundError(
+    status = http_status(error)
+    if isinstance(error, _HubError):
+        return error
+    if isinstance(error, hf.HFValidationError):
+        return _no_such_folder(repo)
+    if isinstance(error, hf.RevisionNotFoundError):
+        return FileNotFoundError(f"the Hub repository {repo} has no revision {revision}")
+    if isinstance(error, hf.GatedRepoError):
+        return OSError(f"{repo} is gated: accept its terms on the Hub and set HF_TOKEN")
+    if isinstance(error, hf.RepositoryNotFoundError):
+        return FileNotFoundError(
             f"there is no folder and no Hub repository called {repo}, or it is private and HF_TOKEN gives no access"
-        ) from None
-    except hf.HFValidationError:
-        raise _no_such_folder(repo) from None
-    except Exception as error:  # whatever the HTTP client raises: its own types are not OSErrors
-        status = http_status(error)
-        if status in (401, 403):
-            raise OSError(f"the Hub refuses {file} of {repo} to this HF_TOKEN (status {status}): renew it") from None
-        if isinstance(error, hf.EntryNotFoundError) and not isinstance(error, hf.LocalEntryNotFoundError):
-            raise _NoSuchFileError(f"the Hub repository {repo} has no {file}{at} (status 404)") from None
-        if status is not None:
-            raise OSError(f"the Hub answers status {status} for {file} of {repo}: try again later") from None
-        if isinstance(error, hf.LocalEntryNotFoundError):
-            raise OSError(
-                f"there is no folder called {repo}, and {file} of a Hub repository of that name{at} is not in the "
-                "cache and the Hub cannot be reached: check the connection, HF_ENDPOINT and HF_HUB_OFFLINE"
-            ) from None
-        raise OSError(f"{file} of {repo} could not be downloaded from the Hub: {one_line(error)}") from None
+            + _did_you_mean(repo)
+        )
+    if status in (401, 403):
+        return OSError(f"the Hub refuses {file} of {repo} to this HF_TOKEN (status {status}): renew it")
+    if isinstance(error, hf.EntryNotFoundError) and not isinstance(error, hf.LocalEntryNotFoundError):
+        return _NoSuchFileError(f"the Hub repository {repo} has no {file}{at} (status 404)")
+    if status is not None:
+        seconds = _retry_after(error)
+        when = "later" if seconds is None else f"in {seconds} seconds, as it asks"
+        return OSError(f"the Hub answers status {status} for {file} of {repo}: try again {when}")
+    if isinstance(error, hf.OfflineModeIsEnabled | hf.LocalEntryNotFoundError):
+        return _unreachable(repo, f"{file}{at}")
+    if "Timeout" in type(error).__name__:
+        return OSError(
+            f"the Hub has sent nothing of {file} of {repo} for {constants.HF_HUB_DOWNLOAD_TIMEOUT} seconds, again and "
+            "again: check the connection, or raise HF_HUB_DOWNLOAD_TIMEOUT"
+        )
+    return OSError(f"{file} of {repo} could not be downloaded from the Hub: {one_line(error)}")
+
+
+def _unreachable(repo: str, file: str, why: str = "") -> _HubError:
+    return _HubError(
+        f"there is no folder called {repo}, and {file} of a Hub repository of that name is not in the cache and the "
+        f"Hub cannot be reached{why}: check the connection, HF_ENDPOINT and HF_HUB_OFFLINE{_did_you_mean(repo)}"
+    )
 
 
 def _no_such_folder(name: str) -> FileNotFoundError:
-    return FileNotFoundError(f"there is no folder called {name!r}, and it is not a Hub id such as owner/name")
+    return FileNotFoundError(
+        f"there is no folder called {name!r}, and it is not a Hub id such as owner/name{_did_you_mean(name)}"
+    )
+
+
+def published(name: str) -> list[str]:
+    """The ids of the authors' checkpoints on the Hub that begin with a name such as "tiny" or "convnextv2-tiny"."""
+    name = name.rpartition("/")[2].lower().replace("_", "-").removeprefix("convnextv2-") + "-"
+    ids = [f"{size}-{data}" for size, kinds in PUBLISHED.items() for data in kinds.split()]
+    return [f"facebook/convnextv2-{id}" for id in ids if f"{id}-".startswith(name)]
+
+
+def _did_you_mean(name: str) -> str:
+    ids = published(name)
+    return f"; did you mean {' or '.join(ids)}?" if ids and name not in ids else ""
+
+
+def _time_limit() -> float:
+    """The seconds of MLX_CONVNEXTV2_HUB_TIMEOUT, or 60."""
+    text = os.environ.get(TIME_LIMIT, "60")
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text) or not float(text):
+        raise ValueError(f"{TIME_LIMIT} must be a number of seconds above 0, not {short(text)}")
+    return float(text)
+
+
+def _growth(folder: Path) -> list[tuple[str, int, int]]:
+    """What changes while a file is being downloaded into a folder of the cache."""
+    growth = []
+    for path in folder.glob("*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):
+            growth.append((path.name, path.stat().st_size, path.stat().st_mtime_ns))
+    return sorted(growth)
+
+
+def in_time(call: Callable[[], Path], seconds: float, progress: Callable[[], object] | None = None) -> Path:
+    """What a call returns, in a thread of its own so that neither a time limit nor Ctrl-C has to wait for the Hub.
+
+    Raises:
+        OSError: `seconds` are over; with `progress`, so many seconds in which what it returns has not changed.
+    """
+    outcome: Future[Path] = Future()
+
+    def work() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
+    thread.start()
+    try:
+        before = progress and progress()
+        while not wait([outcome], seconds).done:
+            now = progress and progress()
+            if now == before:
+                what = "what is downloaded has not grown" if progress else "a small file has not come from the Hub"
+                raise _HubError(f"{what} within {seconds:g} seconds: check the connection, or raise {TIME_LIMIT}")
+            before = now
+    finally:
+        if not outcome.done():  # its own clean-up removes what is half downloaded, if the Hub lets it run
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
+            wait([outcome], 1)
+    return outcome.result()
+
+
+def _retry_after(error: Exception) -> int | None:
+    """The seconds for which the Hub asks to be left alone."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    text = headers.get("Retry-After", "").strip()
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def http_status(error: BaseException | None) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
+
+# The shell of a background job has it ignored, which commands would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -43,7 +44,10 @@ class Request:
 
 @dataclass
 class Fault:
-    """Answer requests for `file` with `status`, or break off after `length` bytes of the body; `times` times."""
+    """Answer requests for `file` with `status`, or break off after `length` bytes of the body; `times` times.
+
+    `drips` makes the "headers" or the rest of the "body" come byte by byte for ever, and "nothing" of the rest at all.
+    """
 
     file: str
     methods: tuple[str, ...] = ("HEAD", "GET")
@@ -51,6 +55,7 @@ class Fault:
     length: int | None = None
     times: int = 1_000_000
     headers: dict[str, str] = field(default_factory=dict)
+    drips: str | None = None
 
 
 class HubServer:
@@ -69,6 +74,7 @@ class HubServer:
         self.upload_status: int | None = None  # which uploads are answered instead of being taken
         self.large_files: dict[str, bytes] = {}
         self.on_request: Callable[[Request], None] = lambda request: None
+        self.stopped = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
         self._server.hub = self  # type: ignore[attr-defined]
@@ -93,6 +99,7 @@ class HubServer:
 
     def stop(self) -> None:
         """From now on connections are refused."""
+        self.stopped.set()
         if self._thread.is_alive():
             self._server.shutdown()
             self._server.server_close()
@@ -183,10 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
                 fault.times -= 1
                 if fault.status is not None:
                     return self._error(fault.status, None, fault.headers)
-                return self._file(repository.commits[commit], commit, fault.length)
+                return self._file(repository.commits[commit], commit, fault)
         self._file(repository.commits[commit], commit)
 
-    def _file(self, folder: Path, commit: str, break_off_after: int | None = None) -> None:
+    def _file(self, folder: Path, commit: str, fault: Fault | None = None) -> None:
         path = folder / self._request.file
         if not path.is_file():
             return self._error(404, "EntryNotFound", {"X-Repo-Commit": commit})
@@ -197,21 +204,35 @@ class _Handler(BaseHTTPRequestHandler):
         if wanted:
             start, status = int(wanted[1]), 206
             headers["Content-Range"] = f"bytes {start}-{size - 1}/{size}"
-        self._send(status, headers, content[start:], break_off_after)
+        self._send(status, {**headers, **(fault.headers if fault else {})}, content[start:], fault)
 
     def _error(self, status: int, code: str | None, headers: dict[str, str] | None = None) -> None:
         named = {"X-Error-Code": code} if code else {}
         self._send(status, {**named, **(headers or {})}, b"")
 
-    def _send(self, status: int, headers: dict[str, str], body: bytes, break_off_after: int | None = None) -> None:
+    def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
         if hasattr(self, "_request"):
             request = Request(**{**vars(self._request), "status": status})
             self.server.hub.requests.append(request)  # type: ignore[attr-defined]
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
+        if fault and fault.drips == "headers":
+            self.send_header("X-Endless", "")
+            self.wfile.write(b"".join(self._headers_buffer).removesuffix(b"\r\n"))  # type: ignore[attr-defined]
+            return self._drip(b"x")
         self.end_headers()
+        end = fault.length if fault else None
         if self.command == "GET":
-            self.wfile.write(body[:break_off_after])
-        if break_off_after is not None:
+            self.wfile.write(body[:end])
+            if fault and fault.drips:
+                self._drip(b"x" if fault.drips == "body" else b"")
+        if end is not None:
             self.close_connection = True
+
+    def _drip(self, byte: bytes) -> None:
+        """Send this every tenth of a second until the client or the Hub goes away."""
+        with contextlib.suppress(OSError):
+            while not self.server.hub.stopped.wait(0.1):  # type: ignore[attr-defined]
+                self.wfile.write(byte)
+        self.close_connection = True

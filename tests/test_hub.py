@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
+import re
 import select
 import shutil
 import socket
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +22,13 @@ from conftest import ROOT, SMALL, randomize
 from hub_server import Fault, HubServer
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, load, save
+from mlx_convnextv2.download import PUBLISHED
 
 REPO = "somebody/small-net"
 NEEDED = ["config.json", "preprocessor_config.json", "model.safetensors"]
 SHARD_BYTES = 40_000  # small_model has 104 kB of weights
 
-# What the client would sleep through between its retries: 1 + 2 + 4 + 8 + 8 seconds.
-RETRY_SECONDS = 23
+ATTEMPTS = 6  # the first and five more
 
 
 def sharded(folder: Path) -> list[str]:
@@ -70,12 +72,23 @@ def env(hub, tmp_path) -> dict[str, str]:
     }
 
 
+def replace_sleep(env: dict[str, str], folder: Path, by: str) -> None:
+    """Let processes call something else than `time.sleep` between two attempts."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(f"import os, time\ntime.sleep = lambda seconds: {by}\n")
+    env["PYTHONPATH"] = str(folder)
+
+
 @pytest.fixture
 def no_waiting(env, tmp_path) -> None:
-    """Leave out the seconds that the client waits before it tries again."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text("import time\ntime.sleep = lambda seconds: None\n")
-    env["PYTHONPATH"] = str(tmp_path / "site")
+    """Leave out the seconds between two attempts."""
+    replace_sleep(env, tmp_path / "site", "None")
+
+
+@pytest.fixture
+def no_second_attempt(env, tmp_path) -> None:
+    """Whoever waits before another attempt ends with status 99."""
+    replace_sleep(env, tmp_path / "site", "os._exit(99)")
 
 
 @pytest.fixture
@@ -380,22 +393,27 @@ def test_a_hub_that_fails_with_nothing_cached_is_one_line(hub, classify, hf_fold
     assert_fails(classify(), REPO, "config.json" if how != "breaks off" else "model.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["down", "status 500", "breaks off"])
-def test_a_hub_that_fails_with_nothing_cached_is_an_error_when_the_client_gives_up(hub, classify, hf_folder, how):
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize("how", ["status 500", "breaks off"])
+def test_a_hub_that_fails_is_asked_a_few_times_alone(hub, classify, hf_folder, how):
     hub.commit(REPO, hf_folder)
     break_down(hub, how)
-    start = time.monotonic()
     assert classify().returncode == 2
-    assert time.monotonic() - start < RETRY_SECONDS + 7
+    method, file = ("HEAD", "config.json") if how == "status 500" else ("GET", "model.safetensors")
+    assert 2 <= len([r for r in hub.requests if (r.method, r.file) == (method, file)]) <= ATTEMPTS
 
 
-def test_a_hub_that_accepts_and_never_answers_is_an_error_when_its_time_is_over(classify):
+def test_a_hub_that_accepts_and_never_answers_is_waited_for_once(classify):
     with socket.create_server(("127.0.0.1", 0), backlog=64) as silent:
-        start = time.monotonic()
         variables = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HUB_ETAG_TIMEOUT": "2"}
         assert_fails(classify(**variables), REPO, "not answered for 2 seconds", "HF_HUB_ETAG_TIMEOUT")
-        assert time.monotonic() - start < 20  # where the client's own retries take minutes
+        silent.setblocking(False)
+        asked = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                with silent.accept()[0] as connection:
+                    asked.append(connection.recv(100).split(b" HTTP")[0])
+    assert asked.count(f"HEAD /{REPO}/resolve/main/config.json".encode()) == 1
 
 
 def test_offline_with_nothing_cached_is_an_error_that_names_the_variable(hub, classify, hf_folder):
@@ -406,6 +424,7 @@ def test_offline_with_nothing_cached_is_an_error_that_names_the_variable(hub, cl
 
 @pytest.mark.parametrize("folder", ["hf_folder", "sharded_folder", "without preprocessor"])
 @pytest.mark.parametrize("how", ["down", "status 500", "offline"])
+@pytest.mark.usefixtures("no_second_attempt")
 def test_what_is_cached_is_used_without_waiting_for_a_hub_that_fails(
     hub, classify, request, hf_folder, tmp_path, folder, how
 ):
@@ -418,9 +437,7 @@ def test_what_is_cached_is_used_without_waiting_for_a_hub_that_fails(
     before = predictions(classify())
     if how != "offline":
         break_down(hub, how)
-    start = time.monotonic()
     assert predictions(classify(HF_HUB_OFFLINE="1" if how == "offline" else "0")) == before
-    assert time.monotonic() - start < RETRY_SECONDS / 2
 
 
 def test_a_cached_commit_needs_no_hub(hub, classify, hf_folder, expected):
@@ -516,14 +533,50 @@ def test_an_empty_name_is_not_the_default_model(hub, env, run, image):
     assert hub.requests == []
 
 
+# --- names that are nearly right ------------------------------------------------------------------------------------
+
+
+def test_the_published_checkpoints_are_those_of_the_readme():
+    rows = re.findall(r"^\| (\w+) \| [\d,]+ \|(.+)\|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    kinds = ("1k-224", "22k-224", "22k-384", "22k-512")
+    table = {
+        size: [k for k, top1 in zip(kinds, cells.split("|"), strict=True) if any(map(str.isdigit, top1))]
+        for size, cells in rows
+    }
+    assert table == {size: kinds.split() for size, kinds in PUBLISHED.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "ids"),
+    [
+        ("convnextv2-tiny-1k-224", "facebook/convnextv2-tiny-1k-224"),
+        ("tiny-1k-224", "facebook/convnextv2-tiny-1k-224"),
+        ("atto", "facebook/convnextv2-atto-1k-224"),
+        (
+            "convnextv2_huge",
+            "facebook/convnextv2-huge-1k-224 or facebook/convnextv2-huge-22k-384 or facebook/convnextv2-huge-22k-512",
+        ),
+    ],
+)
+def test_a_name_without_its_owner_or_the_rest_suggests_the_published_ids(hub, env, run, image, name, ids):
+    assert_fails(run("classify", image, "--model", name, env=env), f"no folder called {name}; did you mean {ids}?")
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("variables", [{}, {"HF_HUB_OFFLINE": "1"}])
+def test_half_an_id_suggests_the_whole_one(classify, variables):
+    result = classify("--model", "facebook/convnextv2-atto", **variables)
+    assert_fails(result, "did you mean facebook/convnextv2-atto-1k-224?")
+
+
 # --- the screen -----------------------------------------------------------------------------------------------------
 
 
-def test_the_first_word_is_on_the_screen_within_a_second_while_the_model_is_downloading(hub, env, image, hf_folder):
+def test_the_first_word_is_on_the_screen_before_the_hub_answers(hub, env, image, hf_folder):
     hub.commit(REPO, hf_folder)
-    hub.on_request = lambda request: time.sleep(3) if request.file == "config.json" else None
+    seen = threading.Event()
+    hub.on_request = lambda request: seen.wait(60)
     ours, theirs = pty.openpty()
-    start = time.monotonic()
     process = subprocess.Popen(
         [sys.executable, "-m", "mlx_convnextv2.classify", image, "--model", REPO],
         env={**os.environ, **env},
@@ -532,11 +585,11 @@ def test_the_first_word_is_on_the_screen_within_a_second_while_the_model_is_down
         stderr=theirs,
     )
     try:
-        assert select.select([ours], [], [], 10)[0]
-        assert time.monotonic() - start < 1
+        assert select.select([ours], [], [], 60)[0]
         assert REPO in os.read(ours, 1000).decode()
         assert process.poll() is None
     finally:
+        seen.set()
         process.kill()
         process.wait()
         os.close(ours)
