@@ -68,12 +68,16 @@ def planted(call: str, old: str, new: str) -> tuple[proof.Launch, tuple[mx.array
             id="the-nearest-value-is-taken",
         ),
         pytest.param(
-            "gelu", "if (int(channel) >= channels)", "if (false)", "AddressSanitizer", id="write-past-the-end"
+            "gelu",
+            "channel < channels ? first_pixel",
+            "true ? first_pixel",
+            "AddressSanitizer",
+            id="write-past-the-end",
         ),
-        pytest.param("gelu", "strip + 1, strips)", "strip + 2, strips)", "", id="overlapping-strips"),
+        pytest.param("gelu", "part + 1, strips", "part + 2, strips", "", id="overlapping-strips"),
         pytest.param(
             "depthwise",
-            "  wait_for_threadgroup();\n",
+            "wait_for_threadgroup();\n",
             "",
             "no barrier|before it is written",
             id="missing-barrier",
@@ -101,14 +105,14 @@ def planted(call: str, old: str, new: str) -> tuple[proof.Launch, tuple[mx.array
         ),
         pytest.param(
             "depthwise",
-            "  wait_for_threadgroup();\n",
+            "wait_for_threadgroup();\n",
             "  if (thread_index != 3) wait_for_threadgroup();\n",
             "others do not reach|before it is written|no barrier",
             id="barrier-not-reached-by-all",
         ),
         pytest.param(
             "depthwise",
-            "if (channel < channels) {\n      depth",
+            "if (channel < channels) {\ndepth",
             "if (channel < 3) {\n      return; depth",
             "others do not reach",
             id="early-return",
@@ -135,7 +139,7 @@ def test_a_planted_fault_is_found(call: str, old: str, new: str, found: str) -> 
 
 
 def test_an_output_that_is_not_written_is_nan() -> None:
-    launch, inputs = planted("gelu", "output[place] = value;", "if (channel != 7) output[place] = value;")
+    launch, inputs = planted("gelu", "store(output, first,", "if (channel + v != 7) store(output, first,")
     output, _ = proof.execute(launch, inputs)
     assert np.isnan(np.array(output)[..., 7]).all()
     assert np.isfinite(np.array(output)[..., :7]).all()

@@ -24,12 +24,13 @@ MOST_ELEMENTS = 2**31 - 1  # of an image in the depthwise kernel, which counts p
 _TILES = ((4, 4), (2, 4), (1, 4), (1, 2))  # rows and columns of the depthwise kernel's, the largest first
 _MOST_SUMS = 16  # that a thread of the depthwise kernel holds in registers, but in the smallest tile
 _ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
-_MOST_STRIPS = 32
-_LEAST_PIXELS = 8  # of a strip
+_ENOUGH_STRIPS = 128  # threadgroups of a pass over the activations, to keep a GPU busy
+_LEAST_PIXELS = 32  # of a strip: four for each of its simdgroups
 
-DEPTHWISE_HEADERS = ("reduce.h", "depthwise_layer_norm.h")
-GELU_HEADERS = ("gelu.h", "gelu_grn.h")
-GRN_HEADERS = ("reduce.h", "grn_scale.h")
+DEPTHWISE_HEADERS = ("lanes.h", "reduce.h", "depthwise_layer_norm.h")
+GELU_HEADERS = ("lanes.h", "gelu.h", "strips.h", "gelu_grn.h")
+GELU_SCALED_HEADERS = ("lanes.h", "gelu.h", "strips.h", "gelu_scaled.h")
+GRN_HEADERS = ("lanes.h", "reduce.h", "grn_scale.h")
 POSITIONS = {
     "metal": {
         "thread_index": "uint thread_index = thread_position_in_threadgroup.x",
@@ -91,11 +92,11 @@ class Kernel:
 def source(dialect: str, headers: tuple[str, ...]) -> str:
     """What precedes a kernel's body: files of `kernels/` for "metal" or "cuda".
 
-    Without comments, because an exported graph holds the text of every launch.
+    Without comments and indentation, because an exported graph holds the text of every launch.
     """
     folder = files(__package__) / "kernels"
     texts = ((folder / name).read_text("utf-8") for name in (f"dialect_{dialect}.h", *headers))
-    lines = (re.sub(r"//.*", "", line).rstrip() for text in texts for line in text.splitlines())
+    lines = (re.sub(r"//.*", "", line).strip() for text in texts for line in text.splitlines())
     return "".join(f"{line}\n" for line in lines if line)
 
 
@@ -140,28 +141,25 @@ def _depthwise_kernel(normalise: bool, residual: bool) -> Kernel:
 
 
 _DEPTHWISE = {(n, r): _depthwise_kernel(n, r) for n, r in ((False, False), (True, False), (True, True))}
-_GELU_SUM_OF_SQUARES = Kernel(
-    name="gelu_sum_of_squares",
-    headers=GELU_HEADERS,
-    inputs=("hidden",),
-    outputs=("output", "sums"),
-    body="""\
-  gelu_sum_of_squares<T>(
-      hidden, hidden_shape[1], hidden_shape[2], output, sums, group.x * threads + thread_index, group.y,
-      groups.y, group.z);
+
+
+def _sums_kernel(name: str, outputs: tuple[str, ...]) -> Kernel:
+    return Kernel(
+        name=name,
+        headers=GELU_HEADERS,
+        inputs=("hidden",),
+        outputs=outputs,
+        body=f"""\
+  SHARED(float, parts, MOST_SIMDGROUPS * LANES * VECTOR);
+  gelu_sum_of_squares<T, VECTOR>(
+      hidden, hidden_shape[1], hidden_shape[2], {outputs[0] if len(outputs) == 2 else 0}, sums, parts, thread_index,
+      threads, group.x, group.y, groups.y, group.z);
 """,
-)
-_SUM_OF_SQUARES_OF_GELU = Kernel(
-    name="sum_of_squares_of_gelu",
-    headers=GELU_HEADERS,
-    inputs=("hidden",),
-    outputs=("sums",),
-    body="""\
-  sum_of_squares_of_gelu<T>(
-      hidden, hidden_shape[1], hidden_shape[2], sums, group.x * threads + thread_index, group.y,
-      groups.y, group.z);
-""",
-)
+    )
+
+
+_GELU_SUM_OF_SQUARES = _sums_kernel("gelu_sum_of_squares", ("output", "sums"))
+_SUM_OF_SQUARES_OF_GELU = _sums_kernel("sum_of_squares_of_gelu", ("sums",))
 _GRN_SCALE = Kernel(
     name="grn_scale",
     headers=GRN_HEADERS,
@@ -174,13 +172,13 @@ _GRN_SCALE = Kernel(
 )
 _GELU_SCALED = Kernel(
     name="gelu_scaled",
-    headers=GELU_HEADERS,
+    headers=GELU_SCALED_HEADERS,
     inputs=("hidden", "scale"),
     outputs=("output",),
     body="""\
-  gelu_scaled<T>(
-      hidden, hidden_shape[1], hidden_shape[2], scale, output, group.x * threads + thread_index, group.y,
-      groups.y, group.z);
+  gelu_scaled<T, VECTOR>(
+      hidden, hidden_shape[1], hidden_shape[2], scale, output, thread_index, threads, group.x, group.y, groups.y,
+      group.z);
 """,
 )
 
@@ -258,22 +256,13 @@ def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array) -> list[mx.array]
 
 def gelu_sum_of_squares(hidden: mx.array) -> tuple[mx.array, mx.array]:
     """hidden (N, P, D) -> GELU(hidden) and the sums of its squares over strips of pixels, (N, strips, D) in float32."""
-    groups, threads = _strips(hidden)
-    sums_shape = (hidden.shape[0], groups[1], hidden.shape[2])
-    outputs = [(tuple(hidden.shape), hidden.dtype), (sums_shape, mx.float32)]
-    output, sums = _GELU_SUM_OF_SQUARES(
-        hidden, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs
-    )
+    output, sums = _strips(_GELU_SUM_OF_SQUARES, hidden)
     return output, sums
 
 
 def sum_of_squares_of_gelu(hidden: mx.array) -> mx.array:
     """The sums of `gelu_sum_of_squares` alone: where the activations are scaled, GELU is cheaper computed twice."""
-    groups, threads = _strips(hidden)
-    outputs = [((hidden.shape[0], groups[1], hidden.shape[2]), mx.float32)]
-    return _SUM_OF_SQUARES_OF_GELU(
-        hidden, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs
-    )[0]
+    return _strips(_SUM_OF_SQUARES_OF_GELU, hidden)[0]
 
 
 def grn_scale(sums: mx.array, weight: mx.array) -> mx.array:
@@ -286,17 +275,27 @@ def grn_scale(sums: mx.array, weight: mx.array) -> mx.array:
 
 def gelu_scaled(hidden: mx.array, scale: mx.array) -> mx.array:
     """GELU(hidden) times the channels' factors: (N, P, D) and (N, D) in float32 -> (N, P, D)."""
-    groups, threads = _strips(hidden)
-    outputs = [(tuple(hidden.shape), hidden.dtype)]
-    return _GELU_SCALED(hidden, scale, template={"T": hidden.dtype}, groups=groups, threads=threads, outputs=outputs)[0]
+    return _strips(_GELU_SCALED, hidden, scale)[0]
 
 
-def _strips(hidden: mx.array) -> tuple[tuple[int, int, int], int]:
-    """The threadgroups for (N, P, D), channels x strips of pixels x images, and the threads of each."""
+def _strips(kernel: Kernel, hidden: mx.array, *others: mx.array) -> list[mx.array]:
+    """A pass over hidden (N, P, D) in threadgroups of some channels x strips of pixels x images.
+
+    As many strips as make enough threadgroups, and no more: their sums are read again by one threadgroup an image.
+    """
     batch, pixels, channels = hidden.shape
-    threads = min(MOST_THREADS, _round_up(channels, LANES))
-    strips = min(_MOST_STRIPS, -(-pixels // _LEAST_PIXELS))
-    return (-(-channels // threads), strips, batch), threads
+    vector = 4 if channels % 4 == 0 else 1  # neighbouring channels of a thread
+    across = -(-channels // (vector * LANES))
+    strips = min(-(-_ENOUGH_STRIPS // (across * batch)), -(-pixels // _LEAST_PIXELS))
+    shapes = {"output": (tuple(hidden.shape), hidden.dtype), "sums": ((batch, strips, channels), mx.float32)}
+    return kernel(
+        hidden,
+        *others,
+        template={"T": hidden.dtype, "VECTOR": vector},
+        groups=(across, strips, batch),
+        threads=MOST_THREADS,
+        outputs=[shapes[name] for name in kernel.outputs],
+    )
 
 
 def _channel_major(taps: mx.array) -> mx.array:

@@ -25,6 +25,7 @@ from . import HERE, FaultError, Launch, memory, results, run
 _FLAGS = (
     *("-x", "clcpp", "-cl-std=clc++2021", "-target", "spir64-unknown-unknown", "-nostdinc", "-cl-no-stdinc"),
     *("-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-attributes", "-Wno-unused-parameter"),
+    "-Wno-unused-const-variable",
     *("-include", str(HERE / "metal_opencl.h")),
 )
 _EXTENSIONS = "-cl-ext=-all,+cl_khr_fp16,+__opencl_c_generic_address_space"

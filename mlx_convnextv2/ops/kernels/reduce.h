@@ -1,8 +1,5 @@
 // Sums over the threads of a threadgroup, in an order that does not change from run to run.
 
-CONSTANT uint LANES = 32;           // of a simdgroup, or warp
-CONSTANT uint MOST_SIMDGROUPS = 8;  // a threadgroup has at most 256 threads
-
 // For the first COUNT threads, the sum over all threads of values[thread_index]; COUNT <= LANES. `sums` holds
 // COUNT * MOST_SIMDGROUPS numbers and serves one sum.
 template <int COUNT, typename Sums>
