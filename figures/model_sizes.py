@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, fuse
 from mlx_convnextv2.config import SIZES
+from mlx_convnextv2.layers import no_init_weights
 from mlx_convnextv2.quantization import quantize
 
 PRECISIONS = ("float32", "float16", "8 bits and float16", "4 bits and float16")
@@ -25,7 +26,8 @@ PRECISIONS = ("float32", "float16", "8 bits and float16", "4 bits and float16")
 
 def megabytes(size: str, precision: str) -> float:
     """The weights of a size with 1000 classes; "8 bits and float16" is what -q --q-bits 8 --dtype float16 writes."""
-    model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
+    with no_init_weights():
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
     if "float16" in precision:
         model.set_dtype(mx.float16)
     if "bits" in precision:
