@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+from . import __version__
 from .messages import printable, sentence
 
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -24,13 +25,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """An argument parser for `python -m mlx_convnextv2.NAME`, whose --help ends with examples."""
-    return _Parser(
-        prog=f"python -m mlx_convnextv2.{name}",
+    """An argument parser for `python -m mlx_convnextv2.NAME`, or without a name, whose --help ends with examples."""
+    result = _Parser(
+        prog=f"python -m mlx_convnextv2.{name}".removesuffix("."),
         description=description,
         epilog=f"examples:\n{examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    result.add_argument("--version", action="version", version=f"mlx_convnextv2 {__version__}")
+    return result
 
 
 def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, name: str) -> int:

@@ -76,7 +76,7 @@ def replace_sleep(env: dict[str, str], folder: Path, by: str) -> None:
     """Let processes call something else than `time.sleep` between two attempts."""
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(f"import os, time\ntime.sleep = lambda seconds: {by}\n")
-    env["PYTHONPATH"] = str(folder)
+    env["PYTHONPATH"] = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture

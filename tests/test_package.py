@@ -5,13 +5,17 @@ import importlib
 import re
 import subprocess
 import sys
+import tarfile
 
 import pytest
 from conftest import ROOT
 
 import mlx_convnextv2
+from mlx_convnextv2 import classify
+from mlx_convnextv2.__main__ import COMMANDS, main
 
-MODULES = sorted((ROOT / "mlx_convnextv2").rglob("*.py"))
+PACKAGE = ROOT / "mlx_convnextv2"
+MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("mlx", "numpy", "PIL", "huggingface_hub", "safetensors", "torch", "transformers")
 
 
@@ -26,9 +30,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert imported_by("import mlx_convnextv2") == []
 
 
-@pytest.mark.parametrize("command", ["classify", "convert", "benchmark"])
-def test_help_imports_nothing_heavy(command):
-    code = f"import contextlib, mlx_convnextv2.{command} as c\nwith contextlib.suppress(SystemExit): c.main(['--help'])"
+@pytest.mark.parametrize("option", ["--help", "--version"])
+@pytest.mark.parametrize("command", ["__main__", *COMMANDS])
+def test_help_and_version_import_nothing_heavy(command, option):
+    code = (
+        f"import contextlib, mlx_convnextv2.{command} as c\nwith contextlib.suppress(SystemExit): c.main([{option!r}])"
+    )
     assert imported_by(code) == []
 
 
@@ -52,12 +59,60 @@ def test_every_public_name_is_there():
 
 def test_console_scripts_are_the_commands():
     pyproject = (ROOT / "pyproject.toml").read_text()
-    scripts = re.findall(r'^"(mlx_convnextv2\.\w+)" = "([\w.]+):(\w+)"$', pyproject, re.MULTILINE)
-    assert {name for name, _, _ in scripts} == {
-        f"mlx_convnextv2.{name}" for name in ("classify", "convert", "benchmark", "export")
-    }
+    scripts = re.findall(r'^"?(mlx_convnextv2[.\w]*)"? = "([\w.]+):(\w+)"$', pyproject, re.MULTILINE)
+    assert {name for name, _, _ in scripts} == {"mlx_convnextv2", *(f"mlx_convnextv2.{name}" for name in COMMANDS)}
+    assert COMMANDS.keys() == {path.stem for path in PACKAGE.glob("*.py") if "cli.run(" in path.read_text()}
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    for name, purpose in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(purpose)}$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("argv", [[], *([name] for name in COMMANDS)], ids=str)
+def test_every_command_says_its_version(argv, capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main([*argv, "--version"])
+    assert capsys.readouterr().out == f"mlx_convnextv2 {mlx_convnextv2.__version__}\n"
+
+
+def test_a_command_does_the_same_by_its_name_and_as_a_module(capsys):
+    arguments = ["--demo", "--top-k", "2", "--format", "json"]
+    assert main(["classify", *arguments]) == 0
+    by_name = capsys.readouterr().out
+    assert classify.main(arguments) == 0
+    assert capsys.readouterr().out == by_name != ""
+
+
+def test_a_command_that_there_is_not_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(["clasify"])
+    assert "'classify'" in capsys.readouterr().err
+
+
+def committed() -> set[str]:
+    """The files of this repository, or a skip where it is none, as in an unpacked source distribution."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode or not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    return {name for name in listed.stdout.splitlines() if (ROOT / name).is_file()}
+
+
+def test_the_source_distribution_has_all_but_what_is_for_the_repository_alone(tmp_path):
+    sources = {name for name in committed() if not name.startswith(".")}
+    for name in sources:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    code = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", code, "dist"], cwd=tmp_path, capture_output=True, check=True)
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as files:
+        held = {member.name.partition("/")[2] for member in files if member.isfile()}
+    assert sources - held == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.name)

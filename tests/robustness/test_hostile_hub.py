@@ -44,7 +44,7 @@ def no_sleep(env, tmp_path) -> None:
     """Whoever sleeps between attempts ends the process with status 99."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("import os, time\ntime.sleep = lambda _: os._exit(99)\n")
-    env["PYTHONPATH"] = str(tmp_path / "site")
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 @pytest.fixture

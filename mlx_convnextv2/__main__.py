@@ -1,0 +1,44 @@
+"""`python -m mlx_convnextv2 COMMAND ...`, which is the same as `python -m mlx_convnextv2.COMMAND ...`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from . import cli
+
+COMMANDS = {
+    "classify": "name what images show",
+    "convert": "convert a checkpoint to MLX, or back to transformers",
+    "export": "write a model as a graph that MLX runs from C++, Swift or Python",
+    "benchmark": "measure a checkpoint on this device",
+}
+
+_EXAMPLES = """\
+  python -m mlx_convnextv2 classify --demo
+  python -m mlx_convnextv2 convert --help
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    lines = "".join(f"\n  {name:<9}  {purpose}" for name, purpose in COMMANDS.items())
+    parser = cli.parser("", f"ConvNeXt V2 image classification in Apple MLX.\n\ncommands:{lines}", _EXAMPLES)
+    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own: COMMAND --help")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return cli.DONE
+    status: int = importlib.import_module(f".{args.command}", __package__).main(args.arguments)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
