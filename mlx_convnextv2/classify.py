@@ -184,7 +184,7 @@ def _json() -> Callable[[Result], str]:
             line["error"] = sentence(result.error)
         else:
             line["predictions"] = result.predictions
-        return json.dumps(line).replace("\x7f", "\\u007f") + "\n"  # the one control that JSON leaves as it is
+        return json.dumps(line) + "\n"
 
     return write
 

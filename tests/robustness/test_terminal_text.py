@@ -167,6 +167,11 @@ def test_a_warning_is_repeated_without_what_a_terminal_obeys(capsys):
     assert not RAW.search(capsys.readouterr().err)
 
 
+def test_a_report_keeps_its_lines_and_no_other_control(capsys):
+    cli.tell(f"one{TITLE}\ntwo\r")
+    assert capsys.readouterr().out == f"one{printable(TITLE)}\ntwo\\r\n"
+
+
 def test_convert_says_what_it_left_out_in_one_line(tmp_path, hf_folder, capsys):
     weights = load_file(hf_folder / "model.safetensors")
     extra = {f"optimizer{TITLE}\n.{LONG}": weights["classifier.bias"], "epoch": weights["classifier.bias"]}
@@ -235,6 +240,13 @@ def test_a_configuration_is_repeated_no_longer_than_a_line(copy, name):
     with pytest.raises(ValueError, match=r"config\.json") as error:
         load(copy)
     assert_a_short_sentence(error, copy)
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - {"label2id"}))  # which is not looked at without id2label
+def test_a_value_given_in_python_is_repeated_no_longer_than_a_line(tmp_path, name):
+    with pytest.raises(ValueError, match=r"\w") as error:
+        ConvNextV2Config.from_dict({name: CONFIGS[name]})
+    assert_a_short_sentence(error, tmp_path)
 
 
 @pytest.mark.parametrize("name", PROCESSORS, ids=lambda name: ascii(name)[:20])
