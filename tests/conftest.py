@@ -12,6 +12,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from mlx.utils import tree_flatten
 from PIL import Image
 
@@ -19,6 +20,10 @@ from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2F
 
 # The shell of a background job has it ignored, which commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Nor does a slow or busy machine make a test fail.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}
@@ -86,7 +91,7 @@ def run() -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(
             [sys.executable, "-m", f"mlx_convnextv2.{command}", *map(str, arguments)],
             capture_output=True,
-            timeout=120,
+            timeout=600,
             cwd=options.pop("cwd", ROOT),
             env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
             **options,

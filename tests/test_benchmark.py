@@ -190,7 +190,7 @@ def test_a_worker_is_stopped_while_it_is_not_its_turn(digits: Path) -> None:
     try:
         worker.ask(1)
         stat = Path(f"/proc/{worker._process.pid}/stat")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 600
         while stat.read_text().rpartition(") ")[2][0] != "T":
             assert time.monotonic() < deadline, "the worker still runs"
             time.sleep(0.01)
@@ -251,7 +251,7 @@ def test_a_stopped_worker_ends_when_the_command_is_killed(digits: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     pid = int(done.stdout)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while _alive(pid):
         assert time.monotonic() < deadline, "it is left behind"
         time.sleep(0.05)

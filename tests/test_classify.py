@@ -1,6 +1,7 @@
 """`classify` as a user runs it: a process of its own, its exit status, and what it prints."""
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 import pytest
@@ -271,7 +273,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(many, mlx_folder):
     process = start(many, mlx_folder, many, "--format", "json", "--batch-size", 1)
     json.loads(process.stdout.readline())
     process.stdout.close()
-    assert process.wait(60) == 0
+    assert process.wait(600) == 0
     assert process.stderr.read() == ""
 
 
@@ -279,7 +281,7 @@ def test_ctrl_c_leaves_complete_lines_and_no_traceback(many, mlx_folder):
     process = start(many, mlx_folder, many, "--format", "json", "--batch-size", 1)
     lines = [process.stdout.readline()]
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     lines += out.splitlines(keepends=True)
     assert process.returncode == 130
     assert err == ""
@@ -291,14 +293,17 @@ def test_ctrl_c_leaves_complete_lines_and_no_traceback(many, mlx_folder):
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_waiting_for_standard_input_can_be_ended(mlx_folder, sent, status):
-    reader, writer = os.pipe()  # which nobody writes to
+    reader, writer = os.pipe()
     with tempfile.TemporaryFile("w+") as err:
         command = [sys.executable, "-m", "mlx_convnextv2.classify", "-", "--model", str(mlx_folder)]
         process = subprocess.Popen(command, cwd=ROOT, stdin=reader, stdout=subprocess.DEVNULL, stderr=err)
-        time.sleep(2)  # until it waits
+        os.write(writer, b"the beginning")
+        while fcntl.ioctl(reader, termios.FIONREAD, bytes(4)) != bytes(4):  # until it is read, and waits for the rest
+            assert process.poll() is None
+            time.sleep(0.01)
         process.send_signal(sent)
         try:
-            assert process.wait(10) == status
+            assert process.wait(600) == status
         finally:
             process.kill()
             os.close(reader)
@@ -312,7 +317,7 @@ def test_a_stream_that_the_shell_has_closed_is_no_traceback(closed, mlx_folder, 
     Image.Image.save(photo, tmp_path / "photo.png")
     image = "-" if closed == "<&-" else tmp_path / "photo.png"
     command = f"{sys.executable} -m mlx_convnextv2.classify {image} --model {mlx_folder} {closed}"
-    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=600)
     expected = "classify: <stdin> cannot be read: it is empty\n" if closed == "<&-" else ""
     assert (done.returncode, done.stderr) == (2 if closed == "<&-" else 0, expected)
     assert bool(done.stdout) == (closed == "2>&-")
@@ -321,32 +326,27 @@ def test_a_stream_that_the_shell_has_closed_is_no_traceback(closed, mlx_folder, 
 # --- on a terminal --------------------------------------------------------------------------------------------------
 
 
-def read_terminal(command, until=None, seconds=60, env=None):
-    """Run a command with a terminal for its standard error: what came there, after how long, and the output."""
+def read_terminal(command, until=None, env=None):
+    """Run a command with a terminal for its standard error, up to a word there: what came there, and the output."""
     import pty
     import select
 
     leader, follower = pty.openpty()
-    began = time.monotonic()
     with tempfile.TemporaryFile("w+") as out:
         options = {"cwd": ROOT, "stdout": out, "stderr": follower, "env": {**os.environ, **(env or {})}}
         process = subprocess.Popen(command, **options)
         os.close(follower)
-        seen, first = b"", None
-        while time.monotonic() - began < seconds:
-            if select.select([leader], [], [], 0.05)[0]:
-                try:
-                    seen += os.read(leader, 4096)
-                except OSError:  # the other end is closed
-                    break
-                first = first or time.monotonic() - began
-            if until is not None and until in seen:
+        seen = b""
+        while (until is None or until not in seen) and select.select([leader], [], [], 600)[0]:
+            try:
+                seen += os.read(leader, 4096)
+            except OSError:  # the other end is closed
                 break
         process.kill()
         process.wait()
         os.close(leader)
         out.seek(0)
-        return seen.decode(), first, out.read()
+        return seen.decode(), out.read()
 
 
 def test_many_images_are_counted_on_a_terminal_alone(many, mlx_folder, run):
@@ -360,14 +360,14 @@ def test_many_images_are_counted_on_a_terminal_alone(many, mlx_folder, run):
         "--format",
         "json",
     ]
-    seen, _, out = read_terminal(command)
+    seen, out = read_terminal(command)
     assert "of 400 images" in seen
     assert seen.endswith("\r\x1b[K")  # the line is wiped
     assert len(out.splitlines()) == 400
     assert run("classify", many, "--model", mlx_folder).stderr == ""
 
 
-def test_the_first_word_comes_at_once_while_a_model_is_downloading(tmp_path):
+def test_the_first_word_comes_before_a_model_is_downloaded(tmp_path):
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
@@ -375,12 +375,11 @@ def test_the_first_word_comes_at_once_while_a_model_is_downloading(tmp_path):
             "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",
             "HF_HOME": str(tmp_path),
             "HF_HUB_OFFLINE": "0",
+            "HF_HUB_ETAG_TIMEOUT": "3600",
         }
         command = [sys.executable, "-m", "mlx_convnextv2.classify", "cat.jpg"]
-        seen, first, _ = read_terminal(command, until=b"Loading", seconds=20, env=env)
-    print(f"first word after {first:.2f} s")
+        seen, _ = read_terminal(command, until=b"...", env=env)
     assert "Loading facebook/convnextv2-tiny-1k-224" in seen
-    assert first < 3  # a second on a machine that is not busy
 
 
 def test_verbose_says_what_computes_and_how_fast_on_standard_error(run):

@@ -145,7 +145,7 @@ def test_a_source_without_a_preprocessor_file_is_a_warning_and_the_result_has_on
 def test_convert_py_at_the_root_is_the_same_command(run, hf_folder, tmp_path):
     def convert_py(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
         command = [sys.executable, ROOT / "convert.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
 
     results = []
     for name, command in (("module", lambda *a, cwd: run("convert", *a, cwd=cwd)), ("script", convert_py)):

@@ -14,7 +14,7 @@ from mlx_convnextv2.classify import DEMO
 def run_example(mlx_folder):
     def run_example(name, *arguments, model=mlx_folder):
         command = [sys.executable, ROOT / "examples" / name, *map(str, arguments), "--model", model]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -115,7 +115,7 @@ def python(env, tmp_path):
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=600,
         ).stdout
 
     return python
@@ -575,7 +575,7 @@ def test_half_an_id_suggests_the_whole_one(classify, variables):
 def test_the_first_word_is_on_the_screen_before_the_hub_answers(hub, env, image, hf_folder):
     hub.commit(REPO, hf_folder)
     seen = threading.Event()
-    hub.on_request = lambda request: seen.wait(60)
+    hub.on_request = lambda request: seen.wait(600)
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "mlx_convnextv2.classify", image, "--model", REPO],
@@ -585,7 +585,7 @@ def test_the_first_word_is_on_the_screen_before_the_hub_answers(hub, env, image,
         stderr=theirs,
     )
     try:
-        assert select.select([ours], [], [], 60)[0]
+        assert select.select([ours], [], [], 600)[0]
         assert REPO in os.read(ours, 1000).decode()
         assert process.poll() is None
     finally:

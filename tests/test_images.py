@@ -9,7 +9,6 @@ import sys
 import tempfile
 import threading
 import zlib
-from datetime import timedelta
 from pathlib import Path
 
 import mlx.core as mx
@@ -340,7 +339,7 @@ ANY_ENTRY = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=timedelta(seconds=10))
+@settings(max_examples=300)
 @given(entries=st.lists(ANY_ENTRY, max_size=3), data=st.binary(max_size=12))
 def test_the_orientation_counts_beside_any_other_exif_entry(entries, data):
     exif = exif_block(orientation_entry(6), *entries, data=data)
@@ -708,14 +707,14 @@ DAMAGE = {
 }
 
 
-@settings(max_examples=500, deadline=timedelta(seconds=20))
+@settings(max_examples=500)
 @given(**DAMAGE)
 def test_damage_is_a_read_error_or_an_image(name, changes, cut):
     check_damage(name, changes, cut)
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=timedelta(seconds=20))
+@settings(max_examples=20_000)
 @given(**DAMAGE)
 def test_much_damage_is_a_read_error_or_an_image(name, changes, cut):
     check_damage(name, changes, cut)

@@ -38,7 +38,7 @@ def start(*arguments, **options) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=600)
     return process.returncode, stderr
 
 
@@ -146,7 +146,7 @@ sys.exit(status)
 
 def run_to_step(number: int, source: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess:
     script = [sys.executable, "-c", STEP_BY_STEP, str(number), str(out.parent), *command(source, out, *arguments)[3:]]
-    return subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow
@@ -337,7 +337,7 @@ def test_a_full_disk_is_status_2_and_leaves_nothing(source, tmp_path, kilobytes)
         pytest.skip("no file system may be mounted here")
     script = f"{mount} && \"$@\"; status=$?; ls -A '{tmp_path}'; exit $status"
     arguments = ["unshare", "-rm", "sh", "-c", script, "sh", *command(source, tmp_path / "out")]
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 2
     assert_one_sentence(result.stderr)
     assert "space" in result.stderr

@@ -314,7 +314,7 @@ class TestThreads:
         both, done = threading.Barrier(2), []
 
         def fail_in_the_caller(_: int) -> None:
-            both.wait(timeout=10)
+            both.wait(timeout=600)
             if threading.current_thread() is threading.main_thread():
                 raise MemoryError
             time.sleep(0.2)
@@ -341,7 +341,7 @@ class TestThreads:
         together, found = threading.Barrier(8), []
 
         def find() -> None:
-            together.wait(timeout=10)
+            together.wait(timeout=600)
             found.append(threads.find_blas())
 
         seekers = [threading.Thread(target=find) for _ in range(8)]

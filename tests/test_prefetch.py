@@ -29,7 +29,7 @@ def test_it_works_ahead_of_who_asks() -> None:
 
     results = map_ahead(note, range(5), workers=1, ahead=3)
     assert next(results) == 0
-    assert began.wait(timeout=10)  # though only the first was asked for
+    assert began.wait(timeout=600)  # though only the first was asked for
 
 
 @pytest.mark.parametrize("ahead", [1, 4])
@@ -66,7 +66,7 @@ def test_what_has_not_begun_is_dropped_when_it_is_closed() -> None:
     def wait(item: int) -> int:
         began.append(item)
         if item > 0:
-            gate.wait(timeout=10)
+            gate.wait(timeout=600)
         return item
 
     results = map_ahead(wait, range(100), workers=2, ahead=50)

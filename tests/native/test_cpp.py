@@ -90,7 +90,7 @@ def demo_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def program(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=1800, **options)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

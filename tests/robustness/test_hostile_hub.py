@@ -64,7 +64,7 @@ def error(run, env):
 def all_but_weights(hub, env) -> tuple[str, str]:
     """The options for the commit whose small files are in the cache."""
     code = f"from mlx_convnextv2.download import fetch; fetch({REPO!r}, weights=False)"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, check=True, timeout=600)
     return "--revision", hub.repositories[REPO].branches["main"]
 
 
@@ -112,7 +112,7 @@ def test_a_download_may_take_any_time_as_long_as_it_grows():
             done.set()
         return now
 
-    assert in_time(lambda: done.wait(120) and Path("weights"), 0.01, grown) == Path("weights")
+    assert in_time(lambda: done.wait(600) and Path("weights"), 0.01, grown) == Path("weights")
 
 
 def test_a_time_limit_that_is_no_number_is_an_error(error):
@@ -125,9 +125,9 @@ def test_ctrl_c_ends_a_download_that_drips_and_removes_what_there_is_of_it(hub, 
     hub.faults = [Fault(WEIGHTS, methods=("GET",), length=1000, drips="body")]
     command = [sys.executable, "-m", "mlx_convnextv2.classify", "photo.png", "--model", REPO, *all_but_weights]
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, stderr=subprocess.PIPE)
-    assert began.wait(60)
+    assert began.wait(600)
     process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=60)[1] == b""  # where the time limit is ten minutes
+    assert process.communicate(timeout=600)[1] == b""  # where the time limit is ten minutes
     assert process.returncode == 130
     assert list(home.rglob("*.incomplete")) == []
 
