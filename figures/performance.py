@@ -53,7 +53,9 @@ def rows(runs: int) -> list[tuple[str, str, str]]:
     """What, the target, and what was measured."""
     found = []
     for size in ("tiny", "atto"):
-        results = benchmark("--size", size, "--runs", str(runs), "--against", "transformers,torch-compile,onnxruntime")
+        results = benchmark(
+            "compare", "--size", size, "--runs", str(runs), "--against", "transformers,torch-compile,onnxruntime"
+        )
         ms = results["mlx_convnextv2"]["seconds"]["median"] * 1e3
         for peer, target in (
             ("transformers", "at most 1.2, aim 1.0"),
@@ -63,13 +65,13 @@ def rows(runs: int) -> list[tuple[str, str, str]]:
             what = f"{size}, one image on the CPU ({ms:.0f} ms), time to that of {peer}"
             found.append((what, target, spread(results[peer]["ratio"])))
         # Without an optimised BLAS for MLX the stock modules have the reference BLAS; we bring numpy's.
-        results = benchmark("--size", size, "--runs", "3", "--against", "plain", MLX_CONVNEXTV2_BLAS="none")
+        results = benchmark("compare", "--size", size, "--runs", "3", "--against", "plain", MLX_CONVNEXTV2_BLAS="none")
         ratio = results["plain"]["ratio"]
         times = {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}
         what = f"{size}, one image, times faster than stock modules on the reference BLAS"
         found.append((what, "at least 6", spread(times)))
 
-    results = benchmark("--size", "tiny", "--cold-start", "--runs", str(runs))
+    results = benchmark("cold-start", "--size", "tiny", "--runs", str(runs))
     seconds = results["mlx_convnextv2"]["seconds"]["median"]
     for peer, time_target, memory_target in (("transformers", "0.10", "0.50"), ("onnxruntime", "1.00", "1.00")):
         result = results[peer]

@@ -1,1 +1,37 @@
-"""What `python -m mlx_convnextv2.benchmark` is made of."""
+"""How fast is a checkpoint on this device, alone or beside its peers, and are its kernels right?
+
+    from mlx_convnextv2.benchmarking import compare
+
+    report = compare(size="atto", against=["transformers"], batch_size=[1, 8])
+    print(report)
+
+`compare`, `cold_start`, `scale`, `self_check` and `time_operations` take the words of the command as keywords, and
+return a `Report`. docs/benchmark.md says what is in it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .kernels import self_check as self_check, time_operations as time_operations
+    from .modes import cold_start as cold_start, compare as compare, scale as scale
+    from .report import Report as Report
+
+# Imported on first use: `benchmark --help` loads nothing heavy, nor does the process of a peer.
+_MODULES = {
+    **{"compare": "modes", "cold_start": "modes", "scale": "modes"},
+    **{"self_check": "kernels", "time_operations": "kernels", "Report": "report"},
+}
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .. import blas
+
+    blas.load()  # before the first import of MLX
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

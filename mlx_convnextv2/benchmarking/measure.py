@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,9 +15,7 @@ import numpy as np
 
 from .exports import last_line
 from .peers import OURS
-
-# The largest difference of the logits that is allowed, as a part of our largest magnitude; half types: 40 roundings.
-TOLERANCES = {"float32": 1e-4, "float16": 40 * 2.0**-11, "bfloat16": 40 * 2.0**-8}
+from .report import Contender, Measurement, Spread
 
 
 class PeerError(ValueError):
@@ -33,7 +30,7 @@ class Worker:
     """
 
     def __init__(self, name: str, folder: Path, images: Path, dtype: str):
-        self.name = name
+        self.name, self.dtype = name, dtype
         self._log = images.parent / f"{name}-{dtype}.log"
         command = [sys.executable, "-m", "mlx_convnextv2.benchmarking.worker", name, str(folder), str(images), dtype]
         with self._log.open("w") as log:
@@ -43,7 +40,7 @@ class Worker:
         self._input: IO[str] = self._process.stdin  # type: ignore[assignment]
         self._output: IO[str] = self._process.stdout  # type: ignore[assignment]
         try:
-            self.facts = self._read()
+            self.contender = Contender(name, dtype, **self._read())
         except BaseException:
             self.close()
             raise
@@ -110,7 +107,7 @@ def contenders(
 
 def alternate(
     workers: list[Worker], batch: int, side: int | None, rounds: int, failed: Callable[[str], None]
-) -> list[dict[str, Any]]:
+) -> list[Measurement]:
     """Warm each worker up, then time A B C A B C ... `rounds` times, and compare the answers with the first's.
 
     A ratio is our time by theirs in the same round, so that a machine that slows down in between changes it little.
@@ -131,35 +128,31 @@ def alternate(
                 worker.close()
                 workers.remove(worker)
                 del answers[worker]
-    ours = np.array(answers[workers[0]][0]["logits"], np.float32)
-    our_seconds = [answer["seconds"] for answer in answers[workers[0]][1:]]
-    results = []
-    for worker in workers:
-        logits = np.array(answers[worker][0]["logits"], np.float32)
-        seconds = [answer["seconds"] for answer in answers[worker][1:]]
-        results.append(
-            {
-                "contender": worker.name,
-                "batch": batch,
-                "side": side,
-                "seconds": spread(seconds),
-                "images_per_s": batch / statistics.median(seconds),
-                "ratio": spread([mine / theirs for mine, theirs in zip(our_seconds, seconds, strict=True)]),
-                "peak_bytes": answers[worker][-1]["peak_bytes"],
-                "gpu_peak_bytes": answers[worker][-1]["gpu_peak_bytes"],
-                "difference": float(np.abs(logits - ours).max() / np.abs(ours).max()),
-                "top1_agreement": float((logits.argmax(-1) == ours.argmax(-1)).mean()),
-            }
+    ours = answers[workers[0]]
+    our_logits = np.array(ours[0]["logits"], np.float32)
+    measurements = []
+    for worker, theirs in answers.items():
+        logits = np.array(theirs[0]["logits"], np.float32)
+        measurements.append(
+            Measurement(
+                contender=worker.name,
+                dtype=worker.dtype,
+                batch=batch,
+                side=side,
+                seconds=Spread.of([answer["seconds"] for answer in theirs[1:]]),
+                ratio=Spread.of([a["seconds"] / b["seconds"] for a, b in zip(ours[1:], theirs[1:], strict=True)]),
+                peak_bytes=theirs[-1]["peak_bytes"],
+                gpu_peak_bytes=theirs[-1]["gpu_peak_bytes"],
+                difference=float(np.abs(logits - our_logits).max() / np.abs(our_logits).max()),
+                top1_agreement=float((logits.argmax(-1) == our_logits.argmax(-1)).mean()),
+            )
         )
-    return results
+    return measurements
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """The median, least and greatest."""
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def agrees(result: dict[str, Any], dtype: str) -> bool:
-    """Whether a contender answered as we did; top-1 must be equal in float32, where no rounding decides it."""
-    close: bool = result["difference"] <= TOLERANCES[dtype]  # False for NaN
-    return close and (dtype != "float32" or result["top1_agreement"] == 1.0)
+def disagreement(result: Measurement) -> str:
+    """What is wrong with a result that does not agree."""
+    return (
+        f"{result.contender} answers differently: its logits differ from ours by {result.difference:.1e} "
+        f"of their largest, and top-1 is the same on {result.top1_agreement:.0%}"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 OURS = "mlx_convnextv2"
 # Each peer and the packages that it needs. ONNX Runtime's and Core ML's files are exported by PyTorch.
@@ -17,15 +17,24 @@ PEERS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("torch", "transformers", "onnx", "onnxruntime"),
     "coreml": ("torch", "transformers", "coremltools"),
 }
-COLD_PEERS = ("transformers", "onnxruntime")  # which --cold-start has scripts for
+COLD_PEERS = ("transformers", "onnxruntime")  # for which `processes` has scripts
 _MACOS_ONLY = ("transformers-mps", "coreml")
 _NO_BFLOAT16 = ("onnxruntime", "coreml")  # numpy, in which they take their images, does not have it
+
+
+def known(what: str, names: Iterable[str], allowed: Collection[str]) -> list[str]:
+    """The names, each once; raises ValueError for one that is not allowed. `what` they are is said then."""
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in allowed:
+            raise ValueError(f"the {what} {name!r} is unknown here: choose from {', '.join(allowed)}")
+    return names
 
 
 def expand(against: Iterable[str]) -> list[str]:
     """The peers asked for, each once; on macOS PyTorch comes on the CPU and on MPS, and Core ML where it is there."""
     names: list[str] = []
-    for peer in against:
+    for peer in known("peer", against, PEERS):
         names.append(peer)
         if sys.platform == "darwin" and peer == "transformers":
             names.append("transformers-mps")

@@ -1,17 +1,20 @@
-"""The figures as a picture."""
+"""The findings of a benchmark as a picture."""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import outputs
 from .peers import OURS, PEERS
+from .report import ColdStart, Measurement, Point, Report, Spread
+from .tables import digits
 
 SUFFIXES = (".png", ".svg", ".pdf")
 # Ours stands out; the peers keep their colours from one picture to the next (Okabe and Ito's, for all eyes).
-# of Okabe and Ito, which the colour-blind can tell apart
 _HUES = ("#D55E00", "#000000", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999")
 _COLOURS = dict(zip([OURS, *PEERS], _HUES, strict=True))
 _AXES = {"batch": "batch size", "pixels": "pixels of the image", "size": "million parameters of the model"}
@@ -25,66 +28,61 @@ def check(file: Path) -> None:
         raise ValueError('--plot needs matplotlib: pip install "mlx_convnextv2[benchmark]"')
 
 
-def draw(report: dict[str, Any], file: Path) -> None:
-    """Draw what the report's mode measured."""
-    import matplotlib
+def draw(report: Report[Any], file: Path) -> None:
+    """Draw what "compare", "cold-start" or "scale" measured. The file is written whole or not at all.
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    Raises:
+        OSError: it cannot be written.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
 
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}
-    with plt.rc_context(style):
-        figure = _DRAWINGS[report["mode"]](plt, report)
-        figure.savefig(file, dpi=150)
-        plt.close(figure)
+    with matplotlib.rc_context(style):
+        figure = Figure(layout="constrained")
+        _DRAWINGS[report.mode](figure, report)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150, format=file.suffix[1:].lower())
+    outputs.write(file, buffer.getvalue())
 
 
-def _compare(plt: Any, report: dict[str, Any]) -> Any:
+def _compare(figure: Any, report: Report[Measurement]) -> None:
     """A panel for each batch size and dtype: the time of an image as bars, from the least to the greatest."""
-    results = report["results"]
-    panels = list(dict.fromkeys((r["dtype"], r["batch"]) for r in results))
-    rows = [[r for r in results if (r["dtype"], r["batch"]) == panel] for panel in panels]
-    figure, axes = _panels(plt, len(panels), max(map(len, rows)))
+    panels = list(dict.fromkeys((r.dtype, r.batch) for r in report.results))
+    rows = [[r for r in report.results if (r.dtype, r.batch) == panel] for panel in panels]
+    axes = _panels(figure, len(panels), max(map(len, rows)))
     for axis, (dtype, batch), points in zip(axes, panels, rows, strict=True):
         scale = 1000 / batch
-        notes = [f"  {scale * r['seconds']['median']:.1f} ms{_times(r)}" for r in points]
-        _bars(axis, points, [{key: scale * s for key, s in r["seconds"].items()} for r in points], notes)
+        notes = [f"  {digits(scale * r.seconds.median)} ms{_times(r)}" for r in points]
+        spreads = [Spread(*(scale * s for s in (r.seconds.median, r.seconds.min, r.seconds.max))) for r in points]
+        _bars(axis, points, spreads, notes)
         axis.set(title=f"{dtype}, batch {batch}", xlabel="ms for an image")
-    height, width = report["image_size"]
-    figure.suptitle(f"{report['model']}, {height} x {width}, {report['system']} {report['machine']}")
-    return figure
+    height, width = report.image_size or (0, 0)
+    figure.suptitle(f"{report.model}, {height} x {width}, {report.system} {report.machine}")
 
 
-def _cold_start(plt: Any, report: dict[str, Any]) -> Any:
-    results = report["results"]
-    figure, (time, memory) = _panels(plt, 2, len(results))
-    _bars(
-        time,
-        results,
-        [r["seconds"] for r in results],
-        [f"  {r['seconds']['median']:.2f} s{_times(r)}" for r in results],
-    )
+def _cold_start(figure: Any, report: Report[ColdStart]) -> None:
+    results = report.results
+    time, memory = _panels(figure, 2, len(results))
+    _bars(time, results, [r.seconds for r in results], [f"  {r.seconds.median:.2f} s{_times(r)}" for r in results])
     time.set(title="whole process", xlabel="seconds")
-    peaks = [r["peak_bytes"] / 1e6 for r in results]
-    _bars(
-        memory, results, [dict.fromkeys(("median", "min", "max"), p) for p in peaks], [f"  {p:.0f} MB" for p in peaks]
-    )
+    peaks = [r.peak_bytes / 1e6 for r in results]
+    _bars(memory, results, [Spread(p, p, p) for p in peaks], [f"  {p:.0f} MB" for p in peaks])
     memory.set(title="peak memory", xlabel="MB")
-    figure.suptitle(f"One image with {report['model']}, {report['system']} {report['machine']}")
-    return figure
+    figure.suptitle(f"One image with {report.model}, {report.system} {report.machine}")
 
 
-def _scale(plt: Any, report: dict[str, Any]) -> Any:
+def _scale(figure: Any, report: Report[Point]) -> None:
     """A panel for each thing that grows, with logarithmic axes, on which the dotted line is what linear growth is."""
-    results = report["results"]
-    panels = [axis for axis in _AXES if any(r["axis"] == axis for r in results)]
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.6), layout="constrained", squeeze=False)
-    exponents = {(g["contender"], g["axis"]): g["exponent"] for g in report["growth"]}
-    for axis, name in zip(axes[0], panels, strict=True):
-        for contender in dict.fromkeys(r["contender"] for r in results):
-            points = [r for r in results if (r["axis"], r["contender"]) == (name, contender)]
-            amounts = [p["amount"] for p in points]
-            ms = [1000 * p["seconds"]["median"] for p in points]
+    results = report.results
+    panels = [axis for axis in _AXES if any(r.axis == axis for r in results)]
+    figure.set_size_inches(4.2 * len(panels), 4.6)
+    exponents = {(g.contender, g.axis): g.exponent for g in report.growth}
+    for axis, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for contender in dict.fromkeys(r.contender for r in results):
+            points = [r for r in results if (r.axis, r.contender) == (name, contender)]
+            amounts = [p.amount for p in points]
+            ms = [1000 * p.seconds.median for p in points]
             label = contender
             if (contender, name) in exponents:
                 label += f", exponent {exponents[contender, name]:.2f}"
@@ -94,51 +92,49 @@ def _scale(plt: Any, report: dict[str, Any]) -> Any:
                     amounts, [ms[0] * a / amounts[0] for a in amounts], ":", color="0.5", label="linear", zorder=0
                 )
         axis.set(xscale="log", yscale="log", xlabel=_AXES[name], ylabel="ms for a pass")
-        ticks = sorted({p["amount"] for p in results if p["axis"] == name})
+        ticks = sorted({p.amount for p in results if p.axis == name})
         axis.set_xticks(ticks, [_tick(name, tick) for tick in ticks])
         axis.minorticks_off()
         axis.set_yticks([digit * 10**power for power in range(-2, 6) for digit in (1, 2, 5)])
-        times = [1000 * r["seconds"]["median"] for r in results if r["axis"] == name]
+        times = [1000 * r.seconds.median for r in results if r.axis == name]
         axis.set_ylim(min(times) / 1.3, max(times) * 1.6)
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    figure.suptitle(f"How time grows: {report['model']}, {report['system']} {report['machine']}")
-    return figure
+    figure.suptitle(f"How time grows: {report.model}, {report.system} {report.machine}")
 
 
-_DRAWINGS: dict[str, Callable[[Any, dict[str, Any]], Any]] = {
+_DRAWINGS: dict[str, Callable[[Any, Report[Any]], None]] = {
     "compare": _compare,
     "cold-start": _cold_start,
     "scale": _scale,
 }
 
 
-def _panels(plt: Any, count: int, bars: int) -> tuple[Any, list[Any]]:
+def _panels(figure: Any, count: int, bars: int) -> list[Any]:
     """Up to two panels a row, high enough for their bars."""
     columns = min(2, count)
     lines = -(-count // columns)
-    size = (5.2 * columns + 1, lines * (1.3 + 0.42 * bars) + 0.4)
-    figure, axes = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
-    flat = list(axes.flat)
-    for axis in flat[count:]:
+    figure.set_size_inches(5.2 * columns + 1, lines * (1.3 + 0.42 * bars) + 0.4)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axis in axes[count:]:
         axis.remove()
-    return figure, flat[:count]
+    return axes[:count]
 
 
-def _bars(axis: Any, results: list[dict[str, Any]], values: list[dict[str, float]], notes: list[str]) -> None:
-    names = [r["contender"] for r in results]
-    medians = [v["median"] for v in values]
-    spread = [[v["median"] - v["min"] for v in values], [v["max"] - v["median"] for v in values]]
+def _bars(axis: Any, results: Sequence[Measurement | ColdStart], values: list[Spread], notes: list[str]) -> None:
+    names = [r.contender for r in results]
+    medians = [v.median for v in values]
+    spread = [[v.median - v.min for v in values], [v.max - v.median for v in values]]
     axis.barh(names, medians, xerr=spread, color=[_COLOURS[n] for n in names], height=0.6, error_kw={"ecolor": "0.3"})
     for i, (value, note) in enumerate(zip(values, notes, strict=True)):
-        axis.text(value["max"], i, note, va="center", fontsize=8.5)
+        axis.text(value.max, i, note, va="center", fontsize=8.5)
     axis.invert_yaxis()
-    axis.set_xlim(0, 1.5 * max(v["max"] for v in values))
+    axis.set_xlim(0, 1.5 * max(v.max for v in values))
     axis.tick_params(left=False)
 
 
-def _times(result: dict[str, Any]) -> str:
-    return "" if result["contender"] == OURS else f" (ours takes {result['ratio']['median']:.3g}x)"
+def _times(result: Measurement | ColdStart) -> str:
+    return "" if result.contender == OURS else f" (ours takes {result.ratio.median:.3g}x)"
 
 
 def _tick(axis: str, amount: int) -> str:

@@ -2,53 +2,91 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from statistics import median
-from typing import TYPE_CHECKING
 
 import mlx.core as mx
 import numpy as np
 
-from . import choose, gpu, plain
-
-if TYPE_CHECKING:
-    from ..model import ConvNextV2ForImageClassification
+from ..config import ConvNextV2Config, as_pair
+from ..inference import FoldedBlock
+from ..model import ConvNextV2ForImageClassification, ConvNextV2Layer
+from ..ops import choose, gpu, plain
+from .peers import known
+from .report import KernelCheck, OperationTiming, Report, Watch
+from .workload import subject
 
 Operation = Callable[[mx.array], mx.array]
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
-# The largest difference from plain MLX in float32 that counts as equal, as a part of the largest magnitude.
-TOLERANCES = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-@dataclass(frozen=True)
-class Check:
-    """One kernel on one shape: how far it is from plain MLX, as a part of the largest magnitude."""
+def self_check(
+    *, model: str | None = None, size: str | None = None, image_size: int | None = None, watch: Watch | None = None
+) -> Report[KernelCheck]:
+    """Compare every kernel with plain MLX, for the shapes of a model and every dtype, one image each.
 
-    kernel: str
-    shape: tuple[int, ...]
-    dtype: str
-    difference: float
+    Args:
+        model: a Hub id or a folder.
+        size: or a published size, "atto" to "huge".
+        image_size: the side of the image in pixels; without it the model's.
+        watch: called with what was found (see `Report`).
 
-    @property
-    def passed(self) -> bool:
-        return self.difference <= TOLERANCES[self.dtype]  # false for NaN
+    Raises:
+        ValueError: MLX has no GPU here, and kernels run nowhere else; both or neither of model and size.
+        FileNotFoundError, OSError, ValueError: as `load`.
+    """
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # plain MLX in float32 is what they are compared with
+    if mx.default_device().type != mx.gpu:
+        raise ValueError("the kernels run on a GPU, and MLX has none here: this check is for a Mac or CUDA")
+    network, side = _network(model, size, image_size)
+    device = str(mx.device_info()["device_name"])
+    report: Report[KernelCheck] = Report(
+        "self-check", str(size or model), image_size=(side, side), device=device, watch=watch
+    )
+    checks = list(check_kernels(network, side))
+    report.add(*checks)
+    for kernel in dict.fromkeys(check.kernel.strip() for check in checks if not check.passed):
+        report.fail(f"{kernel} is wrong on this device: set MLX_CONVNEXTV2_OPS=plain, and please report it")
+    return report
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One operation on one shape, in milliseconds: plain MLX, compiled by MLX, and our kernels (None without a GPU)."""
+def time_operations(
+    *,
+    model: str | None = None,
+    size: str | None = None,
+    batch_size: Iterable[int] = (1,),
+    dtype: Iterable[str] = ("float32",),
+    image_size: int | None = None,
+    runs: int = 10,
+    watch: Watch | None = None,
+) -> Report[OperationTiming]:
+    """Time each operation of the block for each shape of a model: plain, compiled by MLX, and our kernels on a GPU.
 
-    operation: str
-    shape: tuple[int, ...]
-    plain: float
-    compiled: float
-    kernel: float | None
-    chosen: str
+    Args and errors: as `self_check`, but for the GPU; also
+        batch_size: images at once.
+        dtype: "float32", "float16" or "bfloat16".
+        runs: how often each is timed, in alternation.
+    """
+    dtypes = known("dtype", dtype, DTYPES)
+    network, side = _network(model, size, image_size)
+    report: Report[OperationTiming] = Report("ops", str(size or model), runs, (side, side), watch=watch)
+    for name in dtypes:
+        for batch in dict.fromkeys(batch_size):
+            report.add(*operation_timings(network, side, batch, name, runs))
+    return report
 
 
-def check_kernels(model: ConvNextV2ForImageClassification, image_size: int) -> Iterator[Check]:
+def _network(
+    model: str | None, size: str | None, image_size: int | None
+) -> tuple[ConvNextV2ForImageClassification, int]:
+    """The model whose shapes are meant, and the side of its images."""
+    network, _ = subject(model, size)
+    return network, image_size or min(as_pair(network.config.image_size))
+
+
+def check_kernels(model: ConvNextV2ForImageClassification, image_size: int) -> Iterator[KernelCheck]:
     """Every kernel against plain MLX, for every stage of the model and every dtype, on the default device."""
     for shape in _stages(model, image_size):
         for name, dtype in DTYPES.items():
@@ -56,37 +94,18 @@ def check_kernels(model: ConvNextV2ForImageClassification, image_size: int) -> I
             for kernel, (result, expected) in results.items():
                 scale = mx.abs(expected).max()
                 difference = mx.abs(result.astype(mx.float32) - expected).max() / scale
-                yield Check(kernel, shape, name, float(np.array(difference)))
+                yield KernelCheck(kernel, shape, name, float(np.array(difference)))
 
 
-def check_report(checks: list[Check]) -> str:
-    """A line with a verdict for each kernel."""
-    lines = []
-    for kernel in dict.fromkeys(check.kernel for check in checks):
-        own = [check for check in checks if check.kernel == kernel]
-        failed = [check for check in own if not check.passed]
-        worst = max(own, key=lambda check: _share(check))
-        verdict = f"{len(failed)} of {len(own)} WRONG" if failed else f"{len(own)} right"
-        lines.append(
-            f"  {kernel:30} {verdict:16} at worst {_share(worst):.0%} of what {worst.dtype} allows, "
-            f"at {' x '.join(map(str, worst.shape))}"
-        )
-    return "\n".join(lines)
-
-
-def time_operations(
+def operation_timings(
     model: ConvNextV2ForImageClassification, image_size: int, batch: int, dtype: str, runs: int = 10
-) -> Iterator[Timing]:
+) -> Iterator[OperationTiming]:
     """The block of every stage and its fused parts, timed in alternation: medians of `runs` each."""
     for _, height, width, channels in _stages(model, image_size):
         yield from _time_stage((batch, height, width, channels), dtype, runs)
 
 
-def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iterator[Timing]:
-    from ..config import ConvNextV2Config
-    from ..inference import FoldedBlock
-    from ..model import ConvNextV2Layer
-
+def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iterator[OperationTiming]:
     batch, height, width, channels = shape
     layer = ConvNextV2Layer(ConvNextV2Config(), channels)
     layer.set_dtype(DTYPES[dtype])
@@ -114,19 +133,7 @@ def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iter
         contenders = [plainly, mx.compile(plainly), *([mx.compile(by_kernel)] if on_gpu else [])]
         plain_time, compiled, *kernel = _alternate(contenders, inputs, runs)
         chosen = choose(DTYPES[dtype], channels)
-        yield Timing(operation, shape, plain_time, compiled, kernel[0] if kernel else None, chosen)
-
-
-def timing_report(timings: list[Timing]) -> str:
-    """A table: milliseconds, and how many times faster the kernels are than what MLX compiles."""
-    lines = [f"  {'operation':30} {'shape':20} {'plain':>9} {'compiled':>9} {'kernel':>9} {'gain':>6}  auto takes"]
-    for t in timings:
-        shape = " x ".join(map(str, t.shape))
-        kernel, gain = ("-", "-") if t.kernel is None else (f"{t.kernel:.3f}", f"{t.compiled / t.kernel:.2f}")
-        lines.append(
-            f"  {t.operation:30} {shape:20} {t.plain:9.3f} {t.compiled:9.3f} {kernel:>9} {gain:>6}  {t.chosen}"
-        )
-    return "\n".join(lines)
+        yield OperationTiming(operation, shape, dtype, plain_time, compiled, kernel[0] if kernel else None, chosen)
 
 
 def _check_depthwise(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[mx.array, mx.array]]:
@@ -192,9 +199,3 @@ def _alternate(operations: list[Operation], inputs: mx.array, runs: int) -> list
             mx.eval(operation(inputs))
             own.append((time.perf_counter() - start) * 1e3)
     return [median(own) for own in times]
-
-
-def _share(check: Check) -> float:
-    """The difference as a part of what is allowed; NaN counts as the worst."""
-    share = check.difference / TOLERANCES[check.dtype]
-    return share if share == share else float("inf")

@@ -1,0 +1,87 @@
+"""What everybody is given: a checkpoint, and images that are smooth, with edges, each different."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+from PIL import Image
+
+from ..config import ConvNextV2Config
+from ..hub import load, save
+from ..image_processor import ConvNextImageProcessor
+from ..model import ConvNextV2ForImageClassification
+from .outputs import temporary_files
+
+_DIGITS = Path(__file__).parent.parent / "demo" / "images"
+
+
+def subject(model: str | None, size: str | None) -> tuple[ConvNextV2ForImageClassification, ConvNextImageProcessor]:
+    """The model that is measured: a Hub id or folder, or random weights of a published size.
+
+    Raises:
+        ValueError: both or neither are given, or the size does not exist.
+        FileNotFoundError, OSError, ValueError: as `load`.
+    """
+    if model is not None and size is None:
+        return load(model, model_class=ConvNextV2ForImageClassification)
+    if size is None or model is not None:
+        raise ValueError("give either a model, a Hub id or a folder, or the size of one with random weights")
+    mx.random.seed(0)
+    network = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
+    # GRN starts at zero, where it would do nothing and an error in it would not show.
+    parameters: Any = tree_flatten(network.parameters())
+    grn = [(name, mx.random.normal(p.shape)) for name, p in parameters if ".grn." in name]
+    network.load_weights(grn, strict=False)
+    return network, ConvNextImageProcessor(size=224)
+
+
+def write_model(model: str | None, size: str | None, folder: Path) -> ConvNextV2Config:
+    """Write the checkpoint in PyTorch's layout, as everybody can read it; returns its config."""
+    network, processor = subject(model, size)
+    with temporary_files():
+        save(network, folder, processor, format="huggingface")
+    return network.config
+
+
+def write_images(file: Path, count: int, height: int, width: int, channels: int) -> Path:
+    """Write the images that the workers read, as an .npy file."""
+    return _write(file, lambda buffer: np.save(buffer, pixel_values(count, height, width, channels)))
+
+
+def write_picture(file: Path) -> Path:
+    """Write a picture as a JPEG."""
+    return _write(file, lambda buffer: picture(0, 480, 640).save(buffer, "JPEG"))
+
+
+def _write(file: Path, encode: Callable[[io.BytesIO], None]) -> Path:
+    """By way of memory, since neither numpy nor Pillow says that it was the disk that failed."""
+    buffer = io.BytesIO()
+    encode(buffer)
+    with temporary_files():
+        file.write_bytes(buffer.getbuffer())
+    return file
+
+
+def picture(index: int, height: int, width: int) -> Image.Image:
+    """A handwritten digit of the demo, enlarged over a slanting coloured light; `index` chooses digit and colours."""
+    random = np.random.RandomState(index)
+    with Image.open(_DIGITS / f"digit-{index % 10}.png") as file:
+        digit = np.asarray(file.convert("L").resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j].astype(np.float32)
+    light = (x * random.uniform(-1, 1) + y * random.uniform(-1, 1) + 2) / 4
+    ink, paper = random.uniform(0, 255, (2, 3))
+    pixels = digit[..., None] * ink + (1 - digit[..., None]) * light[..., None] * paper
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def pixel_values(count: int, height: int, width: int, channels: int) -> np.ndarray:
+    """`count` pictures as the model takes them: (count, height, width, channels) float32, normalised."""
+    process = ConvNextImageProcessor(do_resize=False).preprocess
+    images = np.stack([process(picture(i, height, width)) for i in range(count)])
+    return np.ascontiguousarray(images[..., np.arange(channels) % 3], np.float32)
