@@ -11,7 +11,8 @@ import pytest
 
 from mlx_convnextv2 import ConvNextV2ForImageClassification, benchmark, load
 from mlx_convnextv2.benchmarking import kernels, time_operations
-from mlx_convnextv2.benchmarking.report import KernelCheck, Report
+from mlx_convnextv2.benchmarking.findings import KernelCheck
+from mlx_convnextv2.benchmarking.report import Report
 from mlx_convnextv2.classify import DEMO
 from mlx_convnextv2.ops import gpu
 

@@ -14,8 +14,9 @@ from ..config import ConvNextV2Config, as_pair
 from ..inference import FoldedBlock
 from ..model import ConvNextV2ForImageClassification, ConvNextV2Layer
 from ..ops import choose, gpu, plain
+from .findings import KernelCheck, OperationTiming
 from .peers import known
-from .report import KernelCheck, OperationTiming, Report, Watch
+from .report import Report, Watch
 from .workload import subject
 
 Operation = Callable[[mx.array], mx.array]

@@ -14,8 +14,8 @@ from typing import IO, Any
 import numpy as np
 
 from .exports import last_line
+from .findings import Contender, Measurement, Spread
 from .peers import OURS
-from .report import Contender, Measurement, Spread
 
 
 class PeerError(ValueError):

@@ -12,9 +12,10 @@ import numpy as np
 from ..config import SIZES, ConvNextV2Config, as_pair
 from ..ops import tolerances
 from . import processes
+from .findings import ColdStart, Growth, LeftOut, Measurement, Point, Spread
 from .measure import alternate, contenders, disagreement
 from .peers import COLD_PEERS, OURS, expand, known, why_not
-from .report import ColdStart, Growth, LeftOut, Measurement, Point, Report, Spread, Watch
+from .report import Report, Watch
 from .workload import write_images, write_model, write_picture
 
 SIDES = (96, 160, 224, 320, 448)  # multiples of the stride, 32, with about twice the pixels each

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import outputs
+from .findings import ColdStart, Findings, Measurement, Point, Spread
 from .peers import OURS, PEERS
-from .report import ColdStart, Measurement, Point, Report, Spread
 from .tables import digits
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -28,7 +28,7 @@ def check(file: Path) -> None:
         raise ValueError('--plot needs matplotlib: pip install "mlx_convnextv2[benchmark]"')
 
 
-def draw(report: Report[Any], file: Path) -> None:
+def draw(report: Findings[Any], file: Path) -> None:
     """Draw what "compare", "cold-start" or "scale" measured. The file is written whole or not at all.
 
     Raises:
@@ -46,7 +46,7 @@ def draw(report: Report[Any], file: Path) -> None:
     outputs.write(file, buffer.getvalue())
 
 
-def _compare(figure: Any, report: Report[Measurement]) -> None:
+def _compare(figure: Any, report: Findings[Measurement]) -> None:
     """A panel for each batch size and dtype: the time of an image as bars, from the least to the greatest."""
     panels = list(dict.fromkeys((r.dtype, r.batch) for r in report.results))
     rows = [[r for r in report.results if (r.dtype, r.batch) == panel] for panel in panels]
@@ -61,7 +61,7 @@ def _compare(figure: Any, report: Report[Measurement]) -> None:
     figure.suptitle(f"{report.model}, {height} x {width}, {report.system} {report.machine}")
 
 
-def _cold_start(figure: Any, report: Report[ColdStart]) -> None:
+def _cold_start(figure: Any, report: Findings[ColdStart]) -> None:
     results = report.results
     time, memory = _panels(figure, 2, len(results))
     _bars(time, results, [r.seconds for r in results], [f"  {r.seconds.median:.2f} s{_times(r)}" for r in results])
@@ -72,7 +72,7 @@ def _cold_start(figure: Any, report: Report[ColdStart]) -> None:
     figure.suptitle(f"One image with {report.model}, {report.system} {report.machine}")
 
 
-def _scale(figure: Any, report: Report[Point]) -> None:
+def _scale(figure: Any, report: Findings[Point]) -> None:
     """A panel for each thing that grows, with logarithmic axes, on which the dotted line is what linear growth is."""
     results = report.results
     panels = [axis for axis in _AXES if any(r.axis == axis for r in results)]
@@ -103,7 +103,7 @@ def _scale(figure: Any, report: Report[Point]) -> None:
     figure.suptitle(f"How time grows: {report.model}, {report.system} {report.machine}")
 
 
-_DRAWINGS: dict[str, Callable[[Any, Report[Any]], None]] = {
+_DRAWINGS: dict[str, Callable[[Any, Findings[Any]], None]] = {
     "compare": _compare,
     "cold-start": _cold_start,
     "scale": _scale,

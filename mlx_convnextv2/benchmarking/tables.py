@@ -9,33 +9,33 @@ from itertools import groupby
 from typing import Any
 
 from ..ops import tolerances
-from .peers import OURS
-from .report import (
+from .findings import (
     ColdStart,
     Contender,
+    Findings,
     Growth,
     KernelCheck,
     Measurement,
     News,
     OperationTiming,
     Point,
-    Report,
     Spread,
 )
+from .peers import OURS
 
 _WIDTH = 80
 
 
-def report(report: Report[Any]) -> str:
+def report(findings: Findings[Any]) -> str:
     """All that was found."""
-    results = (list(group) for _, group in groupby(report.results, _together))
-    pieces: list[Any] = [report.contenders, *results, report.growth, report.left_out, report.failures]
-    return "\n".join(news(report, piece) for piece in pieces if piece)
+    results = (list(group) for _, group in groupby(findings.results, _together))
+    pieces: list[Any] = [findings.contenders, *results, findings.growth, findings.left_out, findings.failures]
+    return "\n".join(news(findings, piece) for piece in pieces if piece)
 
 
-def news(report: Report[Any], news: News) -> str:
+def news(findings: Findings[Any], news: News) -> str:
     """What is new in a report, all of one kind."""
-    return _FORMATS.get(type(news[0]), _lines)(report, news)
+    return _FORMATS.get(type(news[0]), _lines)(findings, news)
 
 
 def _together(result: Any) -> tuple[object, ...]:
@@ -45,11 +45,11 @@ def _together(result: Any) -> tuple[object, ...]:
     return (result.dtype, result.shape[0]) if isinstance(result, OperationTiming) else ()
 
 
-def _lines(report: Report[Any], sentences: Sequence[str]) -> str:
+def _lines(findings: Findings[Any], sentences: Sequence[str]) -> str:
     return "\n".join(sentences)
 
 
-def _contenders(report: Report[Any], contenders: Sequence[Contender]) -> str:
+def _contenders(findings: Findings[Any], contenders: Sequence[Contender]) -> str:
     lines = []
     for one in contenders:
         packages = ", ".join(f"{package} {version}" for package, version in one.versions.items())
@@ -58,7 +58,7 @@ def _contenders(report: Report[Any], contenders: Sequence[Contender]) -> str:
     return "\n".join(lines)
 
 
-def _measurements(report: Report[Any], results: Sequence[Measurement]) -> str:
+def _measurements(findings: Findings[Any], results: Sequence[Measurement]) -> str:
     on_gpu = any(one.gpu_peak_bytes for one in results)
     rows = [("contender", "ms (least..most)", "images/s", "MB+GPU" if on_gpu else "MB", "ours/theirs", "differ")]
     for one in results:
@@ -69,42 +69,42 @@ def _measurements(report: Report[Any], results: Sequence[Measurement]) -> str:
     return f"{results[0].dtype}, batch {results[0].batch}:\n{_table(rows)}"
 
 
-def _points(report: Report[Any], points: Sequence[Point]) -> str:
+def _points(findings: Findings[Any], points: Sequence[Point]) -> str:
     """One table, of which this may be a part; a point on several axes is one row."""
     header = ("contender", "size", "batch", "pixels", "ms (least..most)")
     seen = {(one.contender, one.size, one.batch, one.side): one for one in points}
-    rows = [(*map(str, key[:3]), f"{key[3]}²", _spread(one.seconds, 1000)) for key, one in seen.items()]
-    begins = len(report.results) == len(points)
-    return _table([header, *rows] if begins else rows, least=(16, 5, 5, 6, 20))
+    rows = [(*map(str, key[:3]), f"{key[3]}x{key[3]}", _spread(one.seconds, 1000)) for key, one in seen.items()]
+    begins = len(findings.results) == len(points)
+    return _table([header, *rows] if begins else rows, least=(16, 5, 5, 7, 20))
 
 
-def _growth(report: Report[Any], lines: Sequence[Growth]) -> str:
+def _growth(findings: Findings[Any], lines: Sequence[Growth]) -> str:
     return "\n".join(f"{line.contender}: time grows as {line.axis}^{line.exponent:.2f}" for line in lines)
 
 
-def _cold_starts(report: Report[Any], results: Sequence[ColdStart]) -> str:
+def _cold_starts(findings: Findings[Any], results: Sequence[ColdStart]) -> str:
     rows = [("contender", "seconds (least..most)", "MB", "ours/theirs", "memory")]
     for one in results:
         ratios = ("", "") if one.contender == OURS else (_ratio(one.ratio), f"{one.memory_ratio:.2f}")
         rows.append((one.contender, _spread(one.seconds), f"{one.peak_bytes / 1e6:.0f}", *ratios))
-    return f"One image with {report.model}, whole processes:\n{_table(rows)}"
+    return f"One image with {findings.model}, whole processes:\n{_table(rows)}"
 
 
-def _checks(report: Report[Any], checks: Sequence[KernelCheck]) -> str:
+def _checks(findings: Findings[Any], checks: Sequence[KernelCheck]) -> str:
     """A row for each kernel, with the worst of its shapes and dtypes."""
-    rows = [("kernel", "verdict", "of what", "is allowed in", "at")]
+    rows = [("kernel", "verdict", "of allowed", "worst in", "at")]
     for kernel in dict.fromkeys(check.kernel for check in checks):
         own = [check for check in checks if check.kernel == kernel]
         failed = [check for check in own if not check.passed]
         worst = max(own, key=_share)
         verdict = f"{len(failed)} of {len(own)} WRONG" if failed else f"{len(own)} right"
         rows.append((kernel, verdict, f"{_share(worst):.0%}", worst.dtype, _shape(worst.shape)))
-    side = report.image_size[0] if report.image_size else 0
-    title = f"Kernels on {report.device}, for the shapes of {report.model} at {side} pixels:"
+    side = findings.image_size[0] if findings.image_size else 0
+    title = f"Kernels on {findings.device}, for the shapes of {findings.model} at {side} pixels:"
     return f"{title}\n{_table(rows, left=(0, 1, 3, 4))}"
 
 
-def _timings(report: Report[Any], timings: Sequence[OperationTiming]) -> str:
+def _timings(findings: Findings[Any], timings: Sequence[OperationTiming]) -> str:
     """Milliseconds, and how many times faster the kernels are than what MLX compiles."""
     rows = [("operation", "shape", "plain", "compiled", "kernel", "gain", "auto")]
     for one in timings:
@@ -113,7 +113,7 @@ def _timings(report: Report[Any], timings: Sequence[OperationTiming]) -> str:
     return f"Milliseconds in {timings[0].dtype}, batch {timings[0].shape[0]}:\n{_table(rows, left=(0, 6))}"
 
 
-_FORMATS: dict[type, Callable[[Report[Any], Any], str]] = {
+_FORMATS: dict[type, Callable[[Findings[Any], Any], str]] = {
     Contender: _contenders,
     Measurement: _measurements,
     Point: _points,
@@ -150,7 +150,8 @@ def digits(value: float) -> str:
     """Three digits, or all those before the point."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.{max(0, min(3, 2 - math.floor(math.log10(abs(value) or 1))))}f}"
+    magnitude = math.floor(math.log10(abs(float(f"{value:.2e}")) or 1))  # of what it is rounded to
+    return f"{value:.{max(0, min(3, 2 - magnitude))}f}"
 
 
 def _shape(shape: Sequence[int]) -> str:
