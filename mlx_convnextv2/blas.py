@@ -84,7 +84,7 @@ def load() -> Blas:
 @cache
 def warn_if_late() -> None:
     """Say once that MLX computes on a CPU with its slow BLAS only because it was imported before this package."""
-    if load() is not _LATE or os.environ.get(VARIABLE):
+    if load() is not _LATE or os.environ.get(VARIABLE) or "torch" in sys.modules:
         return
     import mlx.core as mx
 

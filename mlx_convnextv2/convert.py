@@ -155,6 +155,10 @@ def _convert(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         cli.say(f"Loading {args.hf_path} ...")  # before the slow imports
     _keep_large_buffers()
+    if args.verify:  # which computes
+        from . import blas
+
+        blas.load()  # before the first import of MLX
     options = {name: value for name, value in vars(args).items() if name not in ("hf_path", "mlx_path")}
     conversion = convert(args.hf_path, args.mlx_path, **options)
     if conversion.dropped:

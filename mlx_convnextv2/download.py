@@ -162,7 +162,7 @@ def _ask(url: str, repo: str, file: str, patience: float) -> None:
 
     for pause in (1, 2, 4, 8, 8, None):
         try:
-            metadata = get_hf_file_metadata(url)
+            metadata = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
             break
         except (hf.HFValidationError, hf.OfflineModeIsEnabled):
             raise
@@ -179,8 +179,9 @@ def _ask(url: str, repo: str, file: str, patience: float) -> None:
             if isinstance(error, hf.EntryNotFoundError):
                 return  # the download finds it too, and notes it in the cache
             seconds = _retry_after(error) or pause
-            if status not in _BUSY or pause is None or seconds is None or seconds > patience:
+            if status not in _BUSY or pause is None or seconds is None or seconds >= patience:
                 raise
+        patience -= seconds
         time.sleep(seconds)
     _check_names(metadata.commit_hash, metadata.etag, repo, file)
 

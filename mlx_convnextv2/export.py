@@ -49,6 +49,9 @@ def export(args: argparse.Namespace) -> int:
     name = "the bundled digits model" if args.demo else _name(source)
     if sys.stderr.isatty():
         cli.say(f"Loading {name} ...")  # before the slow imports
+    from . import blas
+
+    blas.load()  # before the first import of MLX
     import mlx.core as mx
 
     from .folders import check_target

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def load(
     try:
         mx.eval(model.parameters())  # lazy arrays are of use in the thread alone that made them
     except RuntimeError as error:
-        if "allocate" in str(error):
+        if not str(error).startswith("[read]"):  # not a file's fault
             raise
         raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({one_line(error)}): download it again") from None
     return model, processor
@@ -235,21 +234,21 @@ def _check_head(checkpoint: Checkpoint, num_labels: int) -> None:
 
 def _check_described(model: ConvNextV2PreTrainedModel, config: ConvNextV2Config) -> None:
     """Raise a ValueError if a model built from the configuration would have other parameters than this one."""
-
-    def shapes() -> dict[str, tuple[int, ...]]:
+    ours = _shapes(model)
+    with no_init_weights():
         rebuilt = next(known for known in _MODEL_CLASSES if isinstance(model, known))(config)
         restore_quantized_layers(rebuilt, ours)
-        return {name: tuple(array.shape) for name, array in dict(tree_flatten(rebuilt.parameters())).items()}
-
-    ours = {name: tuple(array.shape) for name, array in dict(tree_flatten(model.parameters())).items()}
-    with ThreadPoolExecutor(1) as thread:  # which has random numbers of its own: saving must not move the caller's
-        described = thread.submit(shapes).result()
+    described = _shapes(rebuilt)
     for name in sorted(ours.keys() | described.keys()):
         if ours.get(name) != described.get(name):
             raise ValueError(
                 f"model.config is no longer the model's: {name} is {ours.get(name, 'absent')} and would be "
                 f"{described.get(name, 'absent')}. Set the config back, or build a new model from it"
             )
+
+
+def _shapes(model: ConvNextV2PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(array.shape) for name, array in dict(tree_flatten(model.parameters())).items()}
 
 
 def _build(

@@ -31,6 +31,7 @@ _MAX_SIDE = 1_000_000  # for Pillow notes the place of each row, and resizes all
 _BAND_PIXELS = 1_000_000  # brought to another mode at a time
 
 # What is read of a stream, which may have no end.
+NAMELESS = "the image"  # what an image in memory is called in a message
 MAX_STREAM_BYTES = 2**29
 _CHUNK_BYTES = 2**20
 _MAX_SILENCE = 30.0  # seconds that a named pipe may take to go on
@@ -128,7 +129,7 @@ def name_of(source: Any) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fspath(source)
     name = getattr(source, "name", None) or getattr(source, "filename", None)
-    return name if isinstance(name, str) else "the image"
+    return name if isinstance(name, str) else NAMELESS
 
 
 def read_stream(stream: BinaryIO) -> bytes:

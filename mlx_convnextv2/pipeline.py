@@ -13,6 +13,7 @@ import numpy as np
 
 from .hub import load
 from .image_processor import ConvNextImageProcessor
+from .images import NAMELESS, name_of
 from .inference import fuse
 from .labels import class_labels
 from .model import ConvNextV2ForImageClassification
@@ -174,7 +175,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 def _as_float32(array: mx.array) -> np.ndarray:
     """The values of an array of any floating dtype, without an operation of MLX's."""
-    return np.array(array.tolist(), np.float32)
+    values = array.tolist() if array.dtype == mx.bfloat16 else array  # bfloat16 is no type of numpy's
+    return np.array(values, np.float32)
 
 
 def _take(image: Any) -> Result:
@@ -183,7 +185,9 @@ def _take(image: Any) -> Result:
     if isinstance(image, mx.array):
         try:
             mx.eval(image)
-        except RuntimeError:
+        except RuntimeError as error:
+            if "Stream" not in str(error):
+                raise
             result.error = ValueError(
                 "the image is an mx.array that another thread left lazy: call mx.eval on it there"
             )
@@ -192,8 +196,7 @@ def _take(image: Any) -> Result:
 
 def _named(error: ValueError | OSError, image: Any) -> ValueError | OSError:
     """The error with the name of the image, where it has one and the message lacks it."""
-    name = os.fspath(image) if isinstance(image, str | os.PathLike) else getattr(image, "name", None)
-    name = name or getattr(image, "filename", None)
-    if not isinstance(name, str) or name in str(error):
+    name = name_of(image)
+    if name in str(error) or name == NAMELESS or getattr(error, "filename", None):
         return error
     return (ValueError if isinstance(error, ValueError) else OSError)(f"{name}: {error}")

@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .layers import quantized_linear
+from .layers import linear as make_linear, no_init_weights, quantized_linear
 
 # What mx.quantize offers: group sizes and bits of each mode, the default first.
 MODES: dict[str, dict[str, tuple[int, ...]]] = {
@@ -153,7 +153,8 @@ def dequantize(model: nn.Module, dtype: mx.Dtype | None = None) -> None:
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         how = (layer.group_size, layer.bits, layer.mode)
         weight = mx.dequantize(layer.weight, scales, biases, *how, dtype=mx.float32)
-        linear = nn.Linear(1, 1)
+        with no_init_weights():
+            linear = make_linear(1, 1)
         linear.weight, linear.bias = weight.astype(dtype or layer.bias.dtype), layer.bias
         replaced.append((path, linear))
     model.update_modules(tree_unflatten(replaced))

@@ -204,6 +204,8 @@ def _timm_args(config: ConvNextV2Config) -> dict[str, Any]:
 
 def _plain_pytorch(checkpoint: Checkpoint, config: ConvNextV2Config) -> Forward:
     """ConvNeXt V2 on NCHW tensors, straight from the source's file: nothing is shared with the model under test."""
+    if config.hidden_act != "gelu":
+        raise ValueError(f'only transformers runs {config.hidden_act}: pip install "mlx-convnextv2[parity]" to verify')
     import torch
     import torch.nn.functional as F
 
@@ -249,8 +251,6 @@ def _plain_pytorch(checkpoint: Checkpoint, config: ConvNextV2Config) -> Forward:
                 x = F.layer_norm(x, x.shape[-1:], eps=config.layer_norm_eps)
             return (linear(x, "classifier") if "classifier.weight" in weights else x).numpy()
 
-    if config.hidden_act != "gelu":
-        raise ValueError(f'only transformers runs {config.hidden_act}: pip install "mlx-convnextv2[parity]" to verify')
     return forward
 
 

@@ -6,7 +6,7 @@ import struct
 import zipfile
 from pathlib import Path
 
-from .config import short
+from .messages import short
 
 _MAX_DIRECTORY_BYTES = 20_000_000  # of 200,000 entries; PyTorch writes one for each tensor
 # What ends a zip file: the directory, from 4 GB on its second end and a pointer to that, and its first end.

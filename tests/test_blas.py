@@ -65,6 +65,22 @@ def test_public_names_load_it_before_mlx() -> None:
     assert "OpenBLAS" in report("from mlx_convnextv2 import load")
 
 
+@pytest.mark.parametrize(
+    "arguments", [["export", "--demo", "--output"], ["convert", "--verify", "--hf-path", "nowhere", "--mlx-path"]]
+)
+def test_commands_that_compute_with_mlx_load_it_before_mlx(arguments: list[str], tmp_path: Path) -> None:
+    code = f"""
+import sys
+from mlx_convnextv2 import {arguments[0]} as command, blas
+def load():
+    print("early" if "mlx.core" not in sys.modules else "late")
+    return blas.Blas(None, "none")
+blas.load = load
+command.main({[*arguments[1:], str(tmp_path / "out")]})
+"""
+    assert run(code).stdout.startswith("early")
+
+
 def test_importing_the_package_alone_loads_nothing() -> None:
     result = run("import mlx_convnextv2, sys; print('ctypes' in sys.modules, 'mlx.core' in sys.modules)")
     assert result.stdout.split() == ["False", "False"]

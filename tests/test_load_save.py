@@ -826,3 +826,8 @@ def test_a_released_model_is_written_whole_and_empty_afterwards(mlx_folder, tmp_
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("kept", "released")]
     assert files[0] == files[1]
     assert all(array.size == 0 for _, array in tree_flatten(model.parameters()))
+
+
+def test_saving_draws_no_weights(tmp_path, small_model, monkeypatch):
+    monkeypatch.setattr(mx.random, "normal", None)
+    save(small_model, tmp_path / "saved")

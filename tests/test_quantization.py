@@ -221,3 +221,13 @@ def test_quantization_options_without_q_are_refused(run, hf_folder, tmp_path):
     result = run("convert", "--hf-path", hf_folder, "--mlx-path", tmp_path / "out", "--q-bits", 8)
     assert result.returncode == 2
     assert "-q" in result.stderr
+
+
+def test_dequantizing_leaves_the_callers_random_numbers_alone(mlx_folder):
+    model, _ = load(mlx_folder)
+    quantize(model)
+    mx.random.seed(0)
+    expected = mx.random.uniform().item()
+    mx.random.seed(0)
+    dequantize(model)
+    assert mx.random.uniform().item() == expected
