@@ -141,6 +141,8 @@ def find_inputs(arguments: Sequence[str]) -> list[Any]:
         if argument == "-":
             images.append(Stream(sys.stdin.buffer, "<stdin>", argument))
         elif is_pipe(argument) and os.access(argument, os.R_OK):
+            if sys.stderr.isatty():
+                cli.say(f"Waiting for the named pipe {argument} ...")
             with open(argument, "rb") as pipe:
                 images.append(Stream(pipe, argument, argument))
         else:

@@ -144,6 +144,8 @@ def _check(file: Path, run: Callable[[mx.array], Any], shape: tuple[int, ...], d
             raise ValueError(
                 f"MLX runs no graph in this thread ({error}): export in the one that used MLX first"
             ) from None
+        if not np.isfinite(np.array(expected)).all():
+            raise ValueError("the model's outputs are not finite: its weights are damaged, or too large for its dtype")
         if not difference <= _TOLERANCES[dtype]:  # NaN too
             raise ValueError(f"the traced graph differs from the model by {difference:.1e}: report this")
 

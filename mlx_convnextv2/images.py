@@ -15,6 +15,7 @@ import numpy as np
 import PIL
 from PIL import Image, UnidentifiedImageError, features
 
+from .forks import check_not_forked
 from .messages import one_line
 
 SUFFIXES = {
@@ -276,6 +277,8 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: Any) -> Image.Image:
+    if type(array).__module__.startswith("mlx."):  # it may be lazy
+        check_not_forked()
     array = np.asarray(array)
     channels_last = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4))
     if array.dtype != np.uint8 or not channels_last or array.size == 0:

@@ -11,6 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from .forks import check_not_forked
 from .hub import load
 from .image_processor import ConvNextImageProcessor
 from .images import NAMELESS, name_of
@@ -104,7 +105,7 @@ class ImageClassifier:
         and one for each core ahead; in one thread where an open image or file is there twice, which two may not read
         at once. Those of an iterator, which may be a camera, are taken and answered one by one.
         """
-        if not isinstance(top_k, int) or top_k < 1:
+        if not isinstance(top_k, int | np.integer) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
         batch_size, workers, ahead = 1, 1, 1
         if isinstance(images, list | tuple):
@@ -184,7 +185,10 @@ def _take(image: Any) -> Result:
     result = Result(image)
     if isinstance(image, mx.array):
         try:
+            check_not_forked()
             mx.eval(image)
+        except OSError as error:
+            result.error = error
         except RuntimeError as error:
             if "Stream" not in str(error):
                 raise

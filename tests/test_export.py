@@ -301,3 +301,11 @@ def test_another_thread_than_the_first_is_a_sentence(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, DEMO, tmp_path / "graph"], capture_output=True, text=True)
     assert "export in the one that used MLX first" in done.stdout, done.stderr
     assert not (tmp_path / "graph").exists()
+
+
+def test_weights_that_are_no_numbers_are_named_as_what_they_are(tmp_path, mlx_folder):
+    model, processor = load(mlx_folder)
+    model.classifier.bias = mx.full(model.classifier.bias.shape, float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        export_model(model, processor, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

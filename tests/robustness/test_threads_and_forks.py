@@ -196,6 +196,17 @@ def test_a_used_classifier_answers_in_a_forked_process(mlx_folder, dtype):
 
 @forks
 @on_linux
+@pytest.mark.parametrize("use", ["classifier", "processor"])
+def test_an_array_of_mlx_is_refused_in_a_forked_process_because_it_may_be_lazy(mlx_folder, use):
+    classifier = ImageClassifier(mlx_folder)
+    classifier(PIXELS)
+    lazy = mx.zeros(PIXELS.shape, mx.uint8)
+    work = {"classifier": lambda: classifier(lazy), "processor": lambda: classifier.processor(lazy)}[use]
+    assert "MLX was used before this process was forked" in in_fork(work)
+
+
+@forks
+@on_linux
 def test_a_pool_of_forked_processes_classifies(mlx_folder):
     classifier = ImageClassifier(mlx_folder)
     expected = classifier(PIXELS)
