@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from .model import (
     ConvNextV2PreTrainedModel,
 )
 from .model_card import CARD_FILE, model_card
+from .new_head import build_with_new_head, check_new_labels, draw_head
 from .quantization import restore_quantized_layers
 from .sources import CONFIG_FILE, TIMM_KEYS, described_by, open_checkpoint, read_config, read_processor
 from .tensor_files import MAX_SHARD_BYTES, as_dtype, dtype_name, is_floating, save_weights, write_json
@@ -42,6 +44,7 @@ def load(
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
     model_class: type[ConvNextV2PreTrainedModel] | None = None,
+    labels: Sequence[str] | None = None,
     **config_overrides: Any,
 ) -> tuple[Any, ConvNextImageProcessor]:
     """Load a checkpoint, converted or not, strictly: no parameter keeps a random value, no tensor is left over.
@@ -56,6 +59,8 @@ def load(
             checkpoint holds. A model or backbone leaves the parts out that it has no use for: classifier, and for a
             backbone the final norm. A backbone's own norms start at 1 and 0 where the checkpoint has none; those of
             stages that `out_features` leaves out are not read.
+        labels: give the model a new head for these classes, its weights drawn as transformers draws them, and say so
+            in a warning. The rest is as it is; of a checkpoint that has no head, the final norm may be new too.
         config_overrides: fields of the configuration to change, such as `out_features=["stage2", "stage4"]`.
 
     Returns:
@@ -69,7 +74,7 @@ def load(
             local, or another `model_class`.
     """
     model, processor = load_unread(
-        path_or_repo, dtype=dtype, revision=revision, model_class=model_class, **config_overrides
+        path_or_repo, dtype=dtype, revision=revision, model_class=model_class, labels=labels, **config_overrides
     )
     try:
         mx.eval(model.parameters())  # lazy arrays are of use in the thread alone that made them
@@ -86,6 +91,7 @@ def load_unread(
     dtype: str | mx.Dtype | None = None,
     revision: str | None = None,
     model_class: type[ConvNextV2PreTrainedModel] | None = None,
+    labels: Sequence[str] | None = None,
     **config_overrides: Any,
 ) -> tuple[Any, ConvNextImageProcessor]:
     """`load`, except that each weight is read when it is needed, which must be in this thread.
@@ -97,8 +103,15 @@ def load_unread(
     if model_class is not None and model_class not in _MODEL_CLASSES:
         names = ", ".join(known.__name__ for known in _MODEL_CLASSES)
         raise ValueError(f"model_class must be one of {names}, not {short(model_class)}")
+    if labels is not None:
+        config_overrides["id2label"] = check_new_labels(labels, model_class, config_overrides)
     checkpoint = open_checkpoint(fetch(path_or_repo, revision=revision))
     config = read_config(checkpoint, **config_overrides)
+    if labels is not None:
+        classifier, sources, left_out = build_with_new_head(config, checkpoint)
+        load_weights(classifier, checkpoint, sources, left_out, dtype, described_by(checkpoint))
+        draw_head(classifier, checkpoint, sources)
+        return classifier.eval(), read_processor(checkpoint, config)
     model, sources, left_out = _build(config, checkpoint, model_class)
     if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(config_overrides):
         _check_head(checkpoint, config.num_labels)

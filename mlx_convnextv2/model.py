@@ -301,6 +301,18 @@ class BackboneOutput(ModelOutput):
     attentions: None = None
 
 
+def draw_weights(model: nn.Module, std: float) -> None:
+    """Give the model's convolutions and linear layers weights from a normal of this deviation, and evaluate all."""
+    check_not_forked()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    key = None if in_main_thread else mx.random.key(int.from_bytes(os.urandom(8), "little"))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            key, own_key = (None, None) if key is None else mx.random.split(key)
+            module.weight = mx.random.normal(module.weight.shape, key=own_key) * std
+    mx.eval(model.parameters())
+
+
 class ConvNextV2PreTrainedModel(nn.Module):
     """What the three models share: the configuration, the first weights, and how outputs are returned.
 
@@ -318,17 +330,8 @@ class ConvNextV2PreTrainedModel(nn.Module):
 
         LayerNorm (1, 0) and GRN (0, 0) have theirs from their constructors.
         """
-        if not layers.wants_weights():
-            return
-        check_not_forked()
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        key = None if in_main_thread else mx.random.key(int.from_bytes(os.urandom(8), "little"))
-        std = self.config.initializer_range
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                key, own_key = (None, None) if key is None else mx.random.split(key)
-                module.weight = mx.random.normal(module.weight.shape, key=own_key) * std
-        mx.eval(self.parameters())
+        if layers.wants_weights():
+            draw_weights(self, self.config.initializer_range)
 
     def _wants_hidden_states(self, output_hidden_states: bool | None) -> bool:
         return self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
