@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +107,22 @@ class ImageClassifier:
         """
         if not isinstance(top_k, int | np.integer) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
+        with closing(self.stream_logits(images)) as answers:
+            for result, logits in answers:
+                if logits is not None:
+                    scores = softmax(logits)
+                    best = np.argsort(-scores, kind="stable")[:top_k]
+                    result.predictions = [
+                        {"label": self.labels[index], "score": float(scores[index]), "index": int(index)}
+                        for index in best
+                    ]
+                yield result
+
+    def stream_logits(self, images: Iterable[Any]) -> Generator[tuple[Result, np.ndarray | None], None, None]:
+        """As `stream`, but each result without predictions, and with its logits (num_labels,) in float32.
+
+        They are None where the result has an error. The softmax of logits is never infinite or NaN here.
+        """
         batch_size, workers, ahead = 1, 1, 1
         if isinstance(images, list | tuple):
             batch_size, workers = self.batch_size, available_cpus()
@@ -120,14 +136,14 @@ class ImageClassifier:
             for result, array in prepared:
                 if array is not None:
                     if arrays and array.shape != arrays[0].shape:  # without do_resize each image has its own size
-                        yield from self._classify(waiting, arrays, top_k)
+                        yield from self._answer(waiting, arrays)
                         waiting, arrays = [], []
                     arrays.append(array)
                 waiting.append(result)
                 if len(arrays) == batch_size or not arrays:
-                    yield from self._classify(waiting, arrays, top_k)
+                    yield from self._answer(waiting, arrays)
                     waiting, arrays = [], []
-            yield from self._classify(waiting, arrays, top_k)
+            yield from self._answer(waiting, arrays)
 
     def _prepare(self, result: Result) -> tuple[Result, np.ndarray | None]:
         """The result, and the pixel values (H, W, C) of its image, or None with the error in the result."""
@@ -149,22 +165,20 @@ class ImageClassifier:
             raise ValueError(f"an image of {shape} pixels is too small: the model needs {height} x {width}")
         return array
 
-    def _classify(self, results: list[Result], arrays: list[np.ndarray], top_k: int) -> list[Result]:
-        """Fill in the predictions of the results without an error, which `arrays` holds the pixels of."""
+    def _answer(self, results: list[Result], arrays: list[np.ndarray]) -> list[tuple[Result, np.ndarray | None]]:
+        """Each result with its logits, if it has no error; `arrays` holds the pixels of these."""
         if not arrays:
-            return results
-        logits = self.predict(mx.array(np.stack(arrays)))  # (N, H, W, C) -> (N, num_labels)
-        readable = (result for result in results if result.error is None)
-        for result, row in zip(readable, softmax(_as_float32(logits)), strict=True):
-            if not np.isfinite(row).all():
+            return [(result, None) for result in results]
+        rows = iter(_as_float32(self.predict(mx.array(np.stack(arrays)))))  # (N, H, W, C) -> (N, num_labels)
+        answers: list[tuple[Result, np.ndarray | None]] = []
+        for result in results:
+            logits = next(rows) if result.error is None else None
+            if logits is not None and not np.isfinite(softmax(logits)).all():
                 problem = "its scores are not finite: the model's weights are damaged, or too large for its dtype"
                 result.error = _named(ValueError(problem), result.image)
-                continue
-            best = np.argsort(-row, kind="stable")[:top_k]
-            result.predictions = [
-                {"label": self.labels[index], "score": float(row[index]), "index": int(index)} for index in best
-            ]
-        return results
+                logits = None
+            answers.append((result, logits))
+        return answers
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
