@@ -124,7 +124,7 @@ def test_a_final_norm_that_a_whole_checkpoint_lacks_is_still_an_error(hf_folder,
     tensors = mx.load(str(folder / "model.safetensors"))
     del tensors["convnextv2.layernorm.weight"]
     mx.save_safetensors(str(folder / "model.safetensors"), tensors, {"format": "pt"})
-    with pytest.raises(ValueError, match="1 missing: convnextv2[.]layernorm[.]weight"):
+    with pytest.raises(ValueError, match=r"1 missing: convnextv2\.layernorm"):
         load(folder, labels=LABELS)
 
 
