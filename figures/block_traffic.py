@@ -21,9 +21,10 @@ from unittest import mock
 
 import mlx.core as mx
 
-from mlx_convnextv2.config import SIZES, ConvNextV2Config
-from mlx_convnextv2.inference import FoldedBlock
-from mlx_convnextv2.model import ConvNextV2Layer
+from mlx_convnextv2.inference.fuse import plain_block
+from mlx_convnextv2.inference.gpu_block import FoldedBlock
+from mlx_convnextv2.model.config import SIZES, ConvNextV2Config
+from mlx_convnextv2.model.convnextv2 import ConvNextV2Layer
 from mlx_convnextv2.ops import gpu
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -135,7 +136,7 @@ def graphs(side: int, channels: int, batch: int, dtype: mx.Dtype) -> tuple[Graph
     x = mx.zeros((batch, side, side, channels), dtype)
     mx.eval(layer.parameters(), x)
     with mock.patch.object(mx.fast, "layer_norm", _layer_norm):
-        plain = Graph(lambda x: x + layer.branch(x, "plain"), x)
+        plain = Graph(plain_block(layer), x)
     return plain, Graph(FoldedBlock.of(layer), x)
 
 

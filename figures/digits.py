@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from mlx_convnextv2 import ImageClassifier
-from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.demo import DEMO
 
 DIGITS = (3, 7, 8)
 SIDE, BAR, LINE, MARGIN = 150, 170, 34, 24  # pixels

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 from block_traffic import graphs
 
-from mlx_convnextv2.config import SIZES, ConvNextV2Config
+from mlx_convnextv2.model.config import SIZES, ConvNextV2Config
 
 
 @dataclass(frozen=True)

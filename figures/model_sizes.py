@@ -17,9 +17,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, fuse
-from mlx_convnextv2.config import SIZES
-from mlx_convnextv2.layers import no_init_weights
-from mlx_convnextv2.quantization import quantize
+from mlx_convnextv2.model.config import SIZES
+from mlx_convnextv2.model.layers import no_init_weights
+from mlx_convnextv2.model.quantization import quantize
 
 PRECISIONS = ("float32", "float16", "8 bits and float16", "4 bits and float16")
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.demo import DEMO
 
 BATCH_SIZES = (1, 4, 8)
 

@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from . import cli
+from . import terminal
 
 COMMANDS = {
     "classify": "name what images show",
@@ -24,7 +24,7 @@ _EXAMPLES = """\
 
 def build_parser() -> argparse.ArgumentParser:
     lines = "".join(f"\n  {name:<9}  {purpose}" for name, purpose in COMMANDS.items())
-    parser = cli.parser("", f"ConvNeXt V2 image classification in Apple MLX.\n\ncommands:{lines}", _EXAMPLES)
+    parser = terminal.parser("", f"ConvNeXt V2 image classification in Apple MLX.\n\ncommands:{lines}", _EXAMPLES)
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own: COMMAND --help")
     return parser
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
-        return cli.DONE
+        return terminal.DONE
     status: int = importlib.import_module(f".{args.command}", __package__).main(args.arguments)
     return status
 

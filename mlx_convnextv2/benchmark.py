@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
+from . import terminal
 from .benchmarking.peers import COLD_PEERS, PEERS
-from .classify import DEFAULT_MODEL
+from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from .benchmarking.report import News, Report
@@ -25,7 +25,7 @@ _EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.parser("benchmark", "Measure a ConvNeXt V2 checkpoint on this device.", _EXAMPLES)
+    parser = terminal.parser("benchmark", "Measure a ConvNeXt V2 checkpoint on this device.", _EXAMPLES)
     modes = parser.add_subparsers(title="what to measure", required=True)
 
     def mode(name: str, function: str, what: str) -> argparse.ArgumentParser:
@@ -90,21 +90,23 @@ def _add_against(parser: argparse.ArgumentParser, peers: Sequence[str], default:
 
 def _add_batch_size(parser: argparse.ArgumentParser, default: list[int]) -> None:
     text = f"images at once (default: {','.join(map(str, default))})"
-    parser.add_argument("--batch-size", type=cli.positive_ints, default=default, metavar="N,...", help=text)
+    parser.add_argument("--batch-size", type=terminal.positive_ints, default=default, metavar="N,...", help=text)
 
 
 def _add_dtypes(parser: argparse.ArgumentParser) -> None:
-    text = f"compute in these, of {', '.join(cli.DTYPE_NAMES)} (default: float32)"
+    text = f"compute in these, of {', '.join(terminal.DTYPE_NAMES)} (default: float32)"
     parser.add_argument("--dtype", type=_words, default=["float32"], metavar="T,...", help=text)
 
 
 def _add_image_size(parser: argparse.ArgumentParser) -> None:
     text = "side in pixels (default: the model's)"
-    parser.add_argument("--image-size", type=cli.positive_int, metavar="P", help=text)
+    parser.add_argument("--image-size", type=terminal.positive_int, metavar="P", help=text)
 
 
 def _add_runs(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=cli.positive_int, default=10, metavar="N", help="timed rounds (default: 10)")
+    parser.add_argument(
+        "--runs", type=terminal.positive_int, default=10, metavar="N", help="timed rounds (default: 10)"
+    )
 
 
 def _add_plot(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +114,7 @@ def _add_plot(parser: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(benchmark, build_parser().parse_args(argv), "benchmark")
+    return terminal.run(benchmark, build_parser().parse_args(argv), "benchmark")
 
 
 def benchmark(args: argparse.Namespace) -> int:
@@ -147,7 +149,7 @@ def benchmark(args: argparse.Namespace) -> int:
             latest.write(json_file)  # before an error or an interruption, too
     if plot:
         plots.draw(report, plot)
-    return cli.SOME_FAILED if report.failures else cli.DONE
+    return terminal.SOME_FAILED if report.failures else terminal.DONE
 
 
 def _show(report: Report[Any], news: News) -> None:
@@ -156,9 +158,9 @@ def _show(report: Report[Any], news: News) -> None:
 
     for one in news:
         if isinstance(one, str):
-            cli.say(f"benchmark: {one}")
+            terminal.say(f"benchmark: {one}")
     if not isinstance(news[0], str):
-        cli.tell(tables.news(report, news))
+        terminal.tell(tables.news(report, news))
 
 
 if __name__ == "__main__":

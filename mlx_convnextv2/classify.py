@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from . import cli
+from . import terminal
 from .messages import csv_cell, cut, printable, sentence
 
 if TYPE_CHECKING:
-    from .pipeline import Result
+    from .inference.classifier import Result
 
-DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"
-DEMO = Path(__file__).parent / "demo"
+from .demo import DEMO
+from .terminal import DEFAULT_MODEL
+
 _BAR_WIDTH = 24
 
 _EXAMPLES = """\
@@ -33,7 +34,7 @@ _EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.parser("classify", "Name what images show, with a ConvNeXt V2 checkpoint.", _EXAMPLES)
+    parser = terminal.parser("classify", "Name what images show, with a ConvNeXt V2 checkpoint.", _EXAMPLES)
     parser.add_argument(
         "images",
         nargs="*",
@@ -46,15 +47,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--demo", action="store_true", help="use the bundled digits checkpoint, by default on its images"
     )
     parser.add_argument(
-        "--top-k", type=cli.positive_int, default=5, metavar="K", help="labels for each image (default: 5)"
+        "--top-k", type=terminal.positive_int, default=5, metavar="K", help="labels for each image (default: 5)"
     )
     parser.add_argument(
-        "--batch-size", type=cli.positive_int, default=8, metavar="N", help="images at once (default: 8)"
+        "--batch-size", type=terminal.positive_int, default=8, metavar="N", help="images at once (default: 8)"
     )
     parser.add_argument(
-        "--max-pixels", type=cli.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
     )
-    parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
+    )
     parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast, on standard error")
     parser.add_argument("--format", choices=tuple(_WRITERS), default="table", help="how to print (default: table)")
     return parser
@@ -67,34 +70,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--demo brings its own model: leave --model out")
     if not args.images and not args.demo:
         parser.error("give at least one IMAGE, or --demo")
-    return cli.run(classify, args, "classify")
+    return terminal.run(classify, args, "classify")
 
 
 def classify(args: argparse.Namespace) -> int:
     """Classify and print; the exit status says whether all images, some or none could be done."""
     model = str(DEMO) if args.demo else DEFAULT_MODEL if args.model is None else args.model
     if sys.stderr.isatty():
-        cli.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
-    if os.environ.get("MLX_CONVNEXTV2_OPS") == "plain":  # the other paths need no BLAS of MLX's
-        from . import blas
-
-        blas.load()
+        terminal.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
     start = time.perf_counter()
-    from .pipeline import ImageClassifier
+    from .inference.classifier import ImageClassifier
 
     images = find_inputs(args.images or [_shortest(DEMO / "images")])
     classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
     if args.max_pixels is not None:
         classifier.processor.max_pixels = args.max_pixels
     if args.verbose:
-        from .inference import describe
+        from .inference.fuse import describe
 
         seconds = time.perf_counter() - start
-        cli.say(f"classify: {describe(classifier.model, classifier.predict)}; loaded in {seconds:.2f} s")
+        terminal.say(f"classify: {describe(classifier.model, classifier.predict)}; loaded in {seconds:.2f} s")
 
     start = time.perf_counter()
     write = _WRITERS[args.format]()
-    progress = cli.Progress(len(images))
+    progress = terminal.Progress(len(images))
     done = failed = 0
     for result in classifier.stream(images, args.top_k):
         progress.clear()
@@ -102,7 +101,7 @@ def classify(args: argparse.Namespace) -> int:
             result.error = ValueError(f"no images in the folder {result.image}")
         if result.error is not None:
             failed += 1
-            cli.say(f"classify: {sentence(result.error)}")
+            terminal.say(f"classify: {sentence(result.error)}")
         else:
             done += 1
         text = write(result)
@@ -112,10 +111,10 @@ def classify(args: argparse.Namespace) -> int:
         progress.show(done + failed)
     if args.verbose:
         seconds = time.perf_counter() - start
-        cli.say(f"classify: {done + failed} images in {seconds:.2f} s, {(done + failed) / seconds:.1f} a second")
+        terminal.say(f"classify: {done + failed} images in {seconds:.2f} s, {(done + failed) / seconds:.1f} a second")
     if not done:
-        return cli.NOTHING_DONE
-    return cli.SOME_FAILED if failed else cli.DONE
+        return terminal.NOTHING_DONE
+    return terminal.SOME_FAILED if failed else terminal.DONE
 
 
 class Stream(io.BytesIO):
@@ -125,7 +124,7 @@ class Stream(io.BytesIO):
     """
 
     def __init__(self, file: BinaryIO, name: str, argument: str):
-        from .images import read_stream
+        from .images.decode import read_stream
 
         super().__init__(read_stream(file))
         self.name = name
@@ -134,7 +133,7 @@ class Stream(io.BytesIO):
 
 def find_inputs(arguments: Sequence[str]) -> list[Any]:
     """The images that the arguments name: paths and standard input, folders replaced by what they hold, if anything."""
-    from .images import find_images, is_pipe
+    from .images.decode import find_images, is_pipe
 
     images: list[Any] = []
     for argument in arguments:
@@ -142,7 +141,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Any]:
             images.append(Stream(sys.stdin.buffer, "<stdin>", argument))
         elif is_pipe(argument) and os.access(argument, os.R_OK):
             if sys.stderr.isatty():
-                cli.say(f"Waiting for the named pipe {argument} ...")
+                terminal.say(f"Waiting for the named pipe {argument} ...")
             with open(argument, "rb") as pipe:
                 images.append(Stream(pipe, argument, argument))
         else:

@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Sequence
 
-from . import cli
-from .classify import DEFAULT_MODEL, DEMO
+from . import terminal
+from .demo import DEMO
 from .messages import printable
+from .terminal import DEFAULT_MODEL
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.export --output classifier
@@ -19,28 +20,28 @@ _EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.parser("export", "Write a model as a graph that MLX runs from C++, Swift or Python.", _EXAMPLES)
+    parser = terminal.parser("export", "Write a model as a graph that MLX runs from C++, Swift or Python.", _EXAMPLES)
     parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--demo", action="store_true", help="export the bundled digits checkpoint")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to write; it must not exist")
     parser.add_argument("--overwrite", action="store_true", help="replace DIR if it is an exported model")
     parser.add_argument(
-        "--batch", type=cli.positive_ints, default=[1], metavar="N,...", help="images at once (default: 1)"
+        "--batch", type=terminal.positive_ints, default=[1], metavar="N,...", help="images at once (default: 1)"
     )
-    parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="the weights' type (default: the checkpoint's)")
+    parser.add_argument("--dtype", choices=terminal.DTYPE_NAMES, help="the weights' type (default: the checkpoint's)")
     parser.add_argument("--features", action="store_true", help="return the pooled embedding too")
-    cli.add_quantization(parser)
+    terminal.add_quantization(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    cli.check_quantization(parser, args)
+    terminal.check_quantization(parser, args)
     if args.demo and args.model is not None:
         parser.error("--demo brings its own model: leave --model out")
-    return cli.run(export, args, "export")
+    return terminal.run(export, args, "export")
 
 
 def export(args: argparse.Namespace) -> int:
@@ -48,33 +49,30 @@ def export(args: argparse.Namespace) -> int:
     source = str(DEMO) if args.demo else args.model or DEFAULT_MODEL
     name = "the bundled digits model" if args.demo else _name(source)
     if sys.stderr.isatty():
-        cli.say(f"Loading {name} ...")  # before the slow imports
-    from . import blas
+        terminal.say(f"Loading {name} ...")  # before the slow imports
+    from .checkpoints.load import load
+    from .files.atomic_folder import check_target
+    from .graphs.trace import GRAPH, export_model, take_first_stream
+    from .model.quantization import quantize
 
-    blas.load()  # before the first import of MLX
-    import mlx.core as mx
-
-    from .folders import check_target
-    from .graph import GRAPH, export_model
-    from .hub import load
-    from .quantization import quantize
-
-    mx.default_stream(mx.default_device())  # the process's first, number 0, which the graph will ask for
+    take_first_stream()
     output = os.path.expanduser(args.output)
     check_target(output, args.overwrite, GRAPH)  # before a download
     model, processor = load(source, dtype=args.dtype, revision=args.revision)
     if args.quantize:
-        cli.tell(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
+        terminal.tell(quantize(model, args.q_bits, args.q_group_size, args.q_mode))
     options = {"batches": args.batch, "features": args.features, "name": name, "overwrite": args.overwrite}
     description = export_model(model, processor, output, **options)
     batches = ", ".join(map(str, description["batches"]))
     size = description["bytes"] / 1e6
-    cli.tell(f"Wrote {printable(args.output)}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")
+    terminal.tell(
+        f"Wrote {printable(args.output)}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}"
+    )
     if description["device"] == "cpu":
-        cli.tell(
+        terminal.tell(
             "There is no GPU here: this graph runs on the CPU wherever it is loaded. Export it on a Mac for Metal."
         )
-    return cli.DONE
+    return terminal.DONE
 
 
 def _name(source: str) -> str:

@@ -18,7 +18,7 @@ from conftest import randomize
 from mlx.utils import tree_flatten
 
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification
-from mlx_convnextv2.config import PROBLEM_TYPES, SIZES
+from mlx_convnextv2.model.config import PROBLEM_TYPES, SIZES
 
 GOLDENS = Path(__file__).parent / "goldens" / "model.json"
 

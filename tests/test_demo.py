@@ -11,7 +11,7 @@ from conftest import ROOT
 from PIL import Image
 
 from mlx_convnextv2 import ConvNextImageProcessor, load
-from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.demo import DEMO
 
 sys.path.insert(0, str(ROOT / "examples"))
 import train_digits

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.demo import DEMO
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from make_goldens import (
     trained_parameters,
 )
 
-from mlx_convnextv2.config import ACTIVATIONS, PROBLEM_TYPES
+from mlx_convnextv2.model.config import ACTIVATIONS, PROBLEM_TYPES
 
 STORED = json.loads(GOLDENS.read_text(encoding="utf-8"))
 WITH_LOSSES = [name for name, case in CASES.items() if case["losses"]]

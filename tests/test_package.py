@@ -61,7 +61,7 @@ def test_console_scripts_are_the_commands():
     pyproject = (ROOT / "pyproject.toml").read_text()
     scripts = re.findall(r'^"?(mlx_convnextv2[.\w]*)"? = "([\w.]+):(\w+)"$', pyproject, re.MULTILINE)
     assert {name for name, _, _ in scripts} == {"mlx_convnextv2", *(f"mlx_convnextv2.{name}" for name in COMMANDS)}
-    assert COMMANDS.keys() == {path.stem for path in PACKAGE.glob("*.py") if "cli.run(" in path.read_text()}
+    assert COMMANDS.keys() == {path.stem for path in PACKAGE.glob("*.py") if "terminal.run(" in path.read_text()}
     for _, module, function in scripts:
         assert callable(getattr(importlib.import_module(module), function))
 
@@ -122,5 +122,6 @@ def test_every_module_keeps_the_habits(path):
     for node in ast.walk(tree):
         assert not isinstance(node, ast.Assert), "errors are raised, not asserted"
     imports = {alias.name.split(".")[0] for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
-    imports |= {node.module.split(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
+    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom) and not node.level]
+    imports |= {node.module.split(".")[0] for node in froms}
     assert not imports & {"torch", "transformers", "timm", "pillow_heif"}, "extras are imported where they are needed"

@@ -18,7 +18,7 @@ from source_keys import original_key, timm_key
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
 from mlx_convnextv2.benchmark import build_parser
-from mlx_convnextv2.layers import no_init_weights
+from mlx_convnextv2.model.layers import no_init_weights
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)

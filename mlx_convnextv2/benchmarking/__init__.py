@@ -31,7 +31,7 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .. import blas
+    from ..runtime import mlx_blas
 
-    blas.load()  # before the first import of MLX
+    mlx_blas.load()  # before a module of this room imports MLX
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

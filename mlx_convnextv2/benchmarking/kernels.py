@@ -10,10 +10,12 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from ..config import ConvNextV2Config, as_pair
-from ..inference import FoldedBlock
-from ..model import ConvNextV2ForImageClassification, ConvNextV2Layer
-from ..ops import choose, gpu, plain
+from ..inference.fuse import plain_block
+from ..inference.gpu_block import FoldedBlock
+from ..model.config import ConvNextV2Config, as_pair
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer
+from ..ops import gpu, plain
+from ..ops.dispatch import choose
 from .findings import KernelCheck, OperationTiming
 from .peers import known
 from .report import Report, Watch
@@ -116,6 +118,7 @@ def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iter
     x = _random(shape, DTYPES[dtype], 0)
     hidden = _random((batch, height, width, 4 * channels), DTYPES[dtype], 1)
     flat = x.reshape(batch, -1, channels)
+
     parts: dict[str, tuple[Operation, Operation, mx.array]] = {
         "depthwise + bias + LayerNorm": (
             lambda x: plain.depthwise_layer_norm(x, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps),
@@ -127,7 +130,7 @@ def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iter
             lambda hidden: folded.project(hidden.reshape(batch, -1, 4 * channels), flat),
             hidden,
         ),
-        "block": (lambda x: x + layer.branch(x, "plain"), folded, x),
+        "block": (plain_block(layer), folded, x),
     }
     on_gpu = mx.default_device().type == mx.gpu
     for operation, (plainly, by_kernel, inputs) in parts.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import SIZES, ConvNextV2Config, as_pair
+from ..model.config import SIZES, ConvNextV2Config, as_pair
 from ..ops import tolerances
 from . import processes
 from .findings import ColdStart, Growth, LeftOut, Measurement, Point, Spread

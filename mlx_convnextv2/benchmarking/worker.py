@@ -44,14 +44,11 @@ class Contender:
 
 
 def _ours(folder: Path, dtype: str, path: str = "auto") -> Contender:
-    from .. import blas
+    from ..checkpoints.load import load
+    from ..inference.fuse import describe, fuse
 
-    blas.load()  # before the first import of MLX, as the package does for its users
-    import mlx.core as mx
+    import mlx.core as mx  # isort: skip - after the package, which brings MLX a BLAS
     import numpy as np
-
-    from ..hub import load
-    from ..inference import describe, fuse
 
     start = time.perf_counter()
     model: Any = load(folder, dtype=dtype)[0]

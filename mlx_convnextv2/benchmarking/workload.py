@@ -12,10 +12,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 from PIL import Image
 
-from ..config import ConvNextV2Config
-from ..hub import load, save
-from ..image_processor import ConvNextImageProcessor
-from ..model import ConvNextV2ForImageClassification
+from ..checkpoints.load import load
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..checkpoints.save import save
+from ..model.config import ConvNextV2Config
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .outputs import temporary_files
 
 _DIGITS = Path(__file__).parent.parent / "demo" / "images"

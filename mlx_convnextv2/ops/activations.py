@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from .threads import scratch
+from ..runtime.threads import scratch
 
 # erf(x / sqrt 2) = tanh(x q(x^2)). This q, highest power first, makes the largest error of erf small over all x: 6e-8,
 # and 1.5e-7 once computed in float32. tests/test_ops_cpu.py fits it anew and measures the error.

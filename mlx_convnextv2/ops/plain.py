@@ -39,3 +39,19 @@ def global_response_norm(x: mx.array, weight: mx.array, bias: mx.array) -> mx.ar
 def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """GELU, then GRN: x (N, H, W, D), weight and bias (1, 1, 1, D) -> (N, H, W, D)."""
     return global_response_norm(gelu(x), weight, bias)
+
+
+def gelu_tanh(x: mx.array) -> mx.array:
+    """The tanh approximation of GELU (section 2 of arXiv:1606.08415). Any shape, kept; dtype kept."""
+    return 0.5 * x * (1 + mx.tanh((2 / mx.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def silu(x: mx.array) -> mx.array:
+    """x * sigmoid(x), also called swish (section 2 of arXiv:1606.08415). Any shape, kept; dtype kept."""
+    return x * mx.sigmoid(x)
+
+
+def selu(x: mx.array) -> mx.array:
+    """Klambauer et al. 2017, arXiv:1706.02515. Any shape, kept; dtype kept."""
+    scale, alpha = 1.0507009873554805, 1.6732632423543772
+    return scale * mx.where(x > 0, x, alpha * (mx.exp(mx.minimum(x, 0)) - 1))

@@ -28,8 +28,8 @@ from mlx_convnextv2 import (
     ImageClassifier,
     save,
 )
-from mlx_convnextv2.classify import DEMO
-from mlx_convnextv2.graph import export_model
+from mlx_convnextv2.demo import DEMO
+from mlx_convnextv2.graphs.trace import export_model
 
 pytestmark = pytest.mark.slow
 
@@ -642,7 +642,7 @@ def test_a_graph_that_was_traced_on_another_stream(built: Path, demo_graph: Path
     """model.json says which, and the library makes it."""
     code = (
         "import sys; import mlx.core as mx\n"
-        "from mlx_convnextv2 import load; from mlx_convnextv2.graph import export_model\n"
+        "from mlx_convnextv2 import load; from mlx_convnextv2.graphs.trace import export_model\n"
         "mx.eval(mx.ones(3) + 1)\n"
         "with mx.stream(mx.new_stream(mx.default_device())):\n"
         "    export_model(*load(sys.argv[1]), sys.argv[2])\n"

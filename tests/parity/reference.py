@@ -12,12 +12,7 @@ import transformers
 from make_goldens import is_convolution
 from transformers.activations import ACT2FN
 
-from mlx_convnextv2 import (
-    ConvNextV2Backbone,
-    ConvNextV2Config,
-    ConvNextV2ForImageClassification,
-    ConvNextV2Model,
-)
+from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
 
 # the documentation of transformers' configuration offers selu, and its table of activations lacks it
 ACT2FN["selu"] = torch.nn.SELU

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from mlx_convnextv2 import load, save  # noqa: E402
-from mlx_convnextv2.classify import DEMO  # noqa: E402
+from mlx_convnextv2.demo import DEMO  # noqa: E402
 
 sys.path.insert(0, str(DEMO.parents[1] / "examples"))
 import train_digits  # noqa: E402

@@ -23,13 +23,8 @@ from hypothesis import given, settings, strategies as st
 from make_goldens import CASES, GOLDENS, compute, labels, loss_and_gradients, trained_parameters
 from reference import THEIRS, images, nchw, pair, randomize, relative_error, their_config, to_mlx
 
-from mlx_convnextv2 import (
-    ConvNextV2Backbone,
-    ConvNextV2Config,
-    ConvNextV2ForImageClassification,
-    ConvNextV2Model,
-)
-from mlx_convnextv2.config import ACTIVATIONS, PROBLEM_TYPES, SIZES
+from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
+from mlx_convnextv2.model.config import ACTIVATIONS, PROBLEM_TYPES, SIZES
 
 pytestmark = pytest.mark.parity
 

@@ -20,7 +20,7 @@ except ImportError:  # transformers 4, where it is the only one
     )
 
 from mlx_convnextv2 import ConvNextImageProcessor
-from mlx_convnextv2.images import open_image
+from mlx_convnextv2.images.decode import open_image
 
 pytestmark = pytest.mark.parity
 

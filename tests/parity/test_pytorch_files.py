@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 from source_keys import original_key  # noqa: E402
 
 from mlx_convnextv2 import ConvNextV2Model, load  # noqa: E402
-from mlx_convnextv2.weights import to_pytorch_layout  # noqa: E402
+from mlx_convnextv2.checkpoints.mlx_layout import to_pytorch_layout  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
 

@@ -21,8 +21,8 @@ from timm.data import create_transform, resolve_data_config  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
 
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2ForImageClassification, ConvNextV2Model, load  # noqa: E402
-from mlx_convnextv2.config import SIZES  # noqa: E402
-from mlx_convnextv2.convert import convert  # noqa: E402
+from mlx_convnextv2.conversion.convert import convert  # noqa: E402
+from mlx_convnextv2.model.config import SIZES  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

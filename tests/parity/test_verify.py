@@ -13,8 +13,8 @@ from conftest import SMALL  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from source_keys import original_key  # noqa: E402
 
-from mlx_convnextv2.convert import convert  # noqa: E402
-from mlx_convnextv2.verify import TOLERANCES, verify  # noqa: E402
+from mlx_convnextv2.conversion.convert import convert  # noqa: E402
+from mlx_convnextv2.conversion.verify import TOLERANCES, verify  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

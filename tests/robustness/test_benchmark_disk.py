@@ -12,7 +12,7 @@ import pytest
 from mlx_convnextv2 import benchmark, benchmarking
 from mlx_convnextv2.benchmarking.findings import ColdStart, Spread
 from mlx_convnextv2.benchmarking.report import Report
-from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.demo import DEMO
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlx_convnextv2 import convert, export, load, save
-from mlx_convnextv2.classify import DEMO
+from mlx_convnextv2.demo import DEMO
 
 WRITERS: dict[str, Callable[[Path], int]] = {
     "export": lambda out: export.main(["--demo", "--output", str(out)]),
@@ -97,7 +97,7 @@ def test_a_program_gets_an_os_error(small_disk):
     model, processor = load(DEMO)
     with pytest.raises(OSError, match="for lack of space"):
         save(model, disk / "out", processor)
-    from mlx_convnextv2.graph import export_model
+    from mlx_convnextv2.graphs.trace import export_model
 
     with pytest.raises(OSError, match="for lack of space"):
         export_model(model, processor, disk / "out")

@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 from hub_server import Fault, HubServer
 
-from mlx_convnextv2.download import in_time
+from mlx_convnextv2.checkpoints.hub import in_time
 
 REPO = "somebody/small-net"
 SHORT = {"MLX_CONVNEXTV2_HUB_TIMEOUT": "0.3"}  # seconds for a small file; three for weights that do not grow
@@ -63,7 +63,7 @@ def error(run, env):
 @pytest.fixture
 def all_but_weights(hub, env) -> tuple[str, str]:
     """The options for the commit whose small files are in the cache."""
-    code = f"from mlx_convnextv2.download import fetch; fetch({REPO!r}, weights=False)"
+    code = f"from mlx_convnextv2.checkpoints.hub import fetch; fetch({REPO!r}, weights=False)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, check=True, timeout=600)
     return "--revision", hub.repositories[REPO].branches["main"]
 

@@ -21,9 +21,10 @@ import pytest
 from conftest import ROOT
 from PIL import Image, PngImagePlugin
 
-from mlx_convnextv2 import ConvNextImageProcessor, images
+from mlx_convnextv2 import ConvNextImageProcessor
 from mlx_convnextv2.classify import main
-from mlx_convnextv2.images import MAX_PIXELS, find_images, open_image
+from mlx_convnextv2.images import decode
+from mlx_convnextv2.images.decode import MAX_PIXELS, find_images, open_image
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 
@@ -112,7 +113,7 @@ def test_bands_change_no_pixel(kind, monkeypatch):
         if "," in kind:
             image.info["transparency"] = 1_300 * 20
     whole = np.asarray(open_image(image))
-    monkeypatch.setattr(images, "_BAND_PIXELS", 13)  # two rows, and what is left
+    monkeypatch.setattr(decode, "_BAND_PIXELS", 13)  # two rows, and what is left
     assert np.array_equal(np.asarray(open_image(image)), whole)
 
 
@@ -133,7 +134,7 @@ def test_a_lack_of_memory_is_that_images_error(tmp_path, photo, monkeypatch, whe
     def fail(*_, **__):
         raise MemoryError
 
-    target = (images, "_upright") if where == "open" else (ConvNextImageProcessor, "resize")
+    target = (decode, "_upright") if where == "open" else (ConvNextImageProcessor, "resize")
     monkeypatch.setattr(*target, fail)
     with pytest.raises(ValueError, match=r"photo\.png needs more memory"):
         processor.preprocess(tmp_path / "photo.png")
@@ -206,7 +207,7 @@ class Endless(io.RawIOBase):
 
 
 def test_a_file_object_without_an_end_is_an_error(monkeypatch):
-    monkeypatch.setattr(images, "MAX_STREAM_BYTES", 10_000_000)
+    monkeypatch.setattr(decode, "MAX_STREAM_BYTES", 10_000_000)
     stream = Endless()
     with pytest.raises(ValueError, match="the image cannot be read: it has more than 10 MB"):
         open_image(stream)
@@ -215,7 +216,7 @@ def test_a_file_object_without_an_end_is_an_error(monkeypatch):
 
 def test_standard_input_without_an_end_is_that_inputs_error(monkeypatch, mlx_folder, photo, tmp_path, capsys):
     Image.Image.save(photo, tmp_path / "photo.png")
-    monkeypatch.setattr(images, "MAX_STREAM_BYTES", 10_000_000)
+    monkeypatch.setattr(decode, "MAX_STREAM_BYTES", 10_000_000)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
     monkeypatch.setattr(sys.stdin.buffer.raw.__class__, "readinto", lambda self, b: len(b))
     assert main(["-", str(tmp_path / "photo.png"), "--model", str(mlx_folder)]) == 1
@@ -227,7 +228,7 @@ def test_standard_input_without_an_end_is_that_inputs_error(monkeypatch, mlx_fol
 @needs_pipes
 def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
-    monkeypatch.setattr(images, "_MAX_SILENCE", 0.2)
+    monkeypatch.setattr(decode, "_MAX_SILENCE", 0.2)
     with pytest.raises(ValueError, match="pipe cannot be read: nothing came"):
         open_image(tmp_path / "pipe")
 
@@ -361,7 +362,7 @@ def test_a_pipe_in_a_folder_is_passed_by(tmp_path):
 
 
 def test_avif_is_called_by_its_name_where_pillow_cannot_read_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(images.features, "check", lambda name: False)
+    monkeypatch.setattr(decode.features, "check", lambda name: False)
     (tmp_path / "a.avif").write_bytes(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf" + bytes(99))
     with pytest.raises(ValueError, match=r"a\.avif.*AVIF image, which Pillow .* install a newer one"):
         open_image(tmp_path / "a.avif")

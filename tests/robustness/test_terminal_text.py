@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ImageClassifier, cli, load, save
+from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ImageClassifier, load, save, terminal
 from mlx_convnextv2.classify import main
 from mlx_convnextv2.convert import main as convert
 from mlx_convnextv2.messages import LINE, csv_cell, cut, grouped, one_line, printable, sentence, short, some
@@ -163,12 +163,12 @@ def test_an_argument_is_repeated_without_what_a_terminal_obeys(capsys):
 
 
 def test_a_warning_is_repeated_without_what_a_terminal_obeys(capsys):
-    cli.run(lambda _: warnings.warn(HOSTILE, stacklevel=1) or 0, None, "classify")
+    terminal.run(lambda _: warnings.warn(HOSTILE, stacklevel=1) or 0, None, "classify")
     assert not RAW.search(capsys.readouterr().err)
 
 
 def test_a_report_keeps_its_lines_and_no_other_control(capsys):
-    cli.tell(f"one{TITLE}\ntwo\r")
+    terminal.tell(f"one{TITLE}\ntwo\r")
     assert capsys.readouterr().out == f"one{printable(TITLE)}\ntwo\\r\n"
 
 

@@ -28,9 +28,10 @@ from mlx_convnextv2 import (
     fuse,
     load,
 )
-from mlx_convnextv2.layers import no_init_weights
-from mlx_convnextv2.ops.threads import find_blas, for_each
-from mlx_convnextv2.quantization import quantize
+from mlx_convnextv2.model.layers import no_init_weights
+from mlx_convnextv2.model.quantization import quantize
+from mlx_convnextv2.runtime.numpy_blas import find_blas
+from mlx_convnextv2.runtime.threads import for_each
 
 PIXELS = np.random.RandomState(0).randint(0, 256, (40, 50, 3)).astype(np.uint8)
 forks = pytest.mark.skipif(not hasattr(os, "fork") or sys.platform == "darwin", reason="processes are not forked here")
@@ -148,7 +149,7 @@ PROCESS = """
 import sys, threading
 import numpy as np
 from mlx_convnextv2 import *
-from mlx_convnextv2.quantization import quantize
+from mlx_convnextv2.model.quantization import quantize
 import mlx.core as mx
 thread = threading.Thread(target=lambda: {work})
 thread.start()

@@ -1,0 +1,115 @@
+"""Did the numbers survive? A converted checkpoint against its source, run by the source's own library.
+
+transformers runs what it can load and timm what timm wrote, where they are installed; plain PyTorch, with the
+architecture written out below a second time, runs what else is in PyTorch's layout, and MLX what is in its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.configuration import read_config, read_processor
+from ..files.tensors import dtype_name, is_floating
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
+from .references import reference, run_by_mlx, works
+
+# The largest difference that is allowed, as a part of the reference's largest magnitude: twenty roundings for the half
+# types. Quantization changes the numbers on purpose, so it has none.
+TOLERANCES = {"float32": 1e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Result against source: who ran the source, the largest difference of the outputs, and how the classes agree."""
+
+    reference: str
+    images: int
+    difference: float  # of logits or pooled features, as a part of the reference's largest magnitude
+    tolerance: float | None
+    top1: float | None  # share of the images whose best class is the same
+    top5: float | None  # share of the five best classes that are the same, over all images
+
+    @property
+    def passed(self) -> bool:
+        return math.isfinite(self.difference) and (self.tolerance is None or self.difference <= self.tolerance)
+
+    def __str__(self) -> str:
+        lines = [f"Verified against {self.reference} on {self.images} images:"]
+        allowed = "quantized, so none is set" if self.tolerance is None else f"{self.tolerance:.1e}"
+        if math.isfinite(self.difference):
+            lines.append(f"  largest difference {self.difference:.1e} of the largest magnitude (allowed: {allowed})")
+        else:
+            lines.append("  some outputs are infinite or not a number")
+        if self.top1 is not None:
+            lines.append(f"  top-1 agreement {self.top1:.0%}, top-5 agreement {self.top5:.0%}")
+        return "\n".join(lines)
+
+
+def verify(source: Path, result: Path, images: int = 8) -> Verification:
+    """Run a source checkpoint and its converted form on the same synthetic images.
+
+    Args:
+        source: a folder or a weights file.
+        result: the folder that it was converted to, in MLX's layout or PyTorch's. MLX runs the latter, too, where
+            PyTorch is not installed.
+        images: how many images; they are drawn from a fixed seed, at the result's size.
+
+    Raises:
+        ValueError: the source is in PyTorch's layout, and PyTorch is not installed.
+    """
+    checkpoint = Checkpoint.open(result)
+    config = read_config(checkpoint)
+    side = read_processor(checkpoint, config).size["shortest_edge"]
+    pixel_values = synthetic_images(images, side, config.num_channels)
+    name, forward = reference(Checkpoint.open(source))
+    expected = np.concatenate([forward(pixel_values[i : i + 1]) for i in range(images)])
+    _, forward = reference(checkpoint) if works("torch") else ("MLX", run_by_mlx(result))
+    ours = np.concatenate([forward(pixel_values[i : i + 1]) for i in range(images)])
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    floats = [dtype_name(dtype) for dtype in dtypes if is_floating(dtype)]
+    quantized = len(floats) < len(dtypes)
+    has_classes = "classifier.weight" in checkpoint.tensors
+    with np.errstate(invalid="ignore"):  # infinite outputs have no difference
+        difference = np.abs(ours - expected).max() / (np.abs(expected).max() or 1.0)
+    return Verification(
+        reference=name,
+        images=images,
+        difference=float(difference),
+        tolerance=None if quantized else max(TOLERANCES[dtype] for dtype in floats),
+        top1=_agreement(ours, expected, 1) if has_classes else None,
+        top5=_agreement(ours, expected, 5) if has_classes else None,
+    )
+
+
+def check_verifiable(checkpoint: Checkpoint, model: object) -> None:
+    """Raise a ValueError if `verify` could not compare a source with what this model will be saved as."""
+    if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
+        raise ValueError("a backbone has no single output to verify: verify the classifier that it comes from")
+    reference(checkpoint)
+
+
+def synthetic_images(count: int, side: int, channels: int) -> np.ndarray:
+    """Smooth random pictures with some noise, normalised: (count, side, side, channels) float32."""
+    random = np.random.RandomState(0)
+    coarse = random.standard_normal((count, 7, 7, channels))
+    positions = np.linspace(0, 6, side)
+    low = np.minimum(positions.astype(int), 5)
+    weight = positions - low
+    rows = coarse[:, low] * (1 - weight)[None, :, None, None] + coarse[:, low + 1] * weight[None, :, None, None]
+    smooth = rows[:, :, low] * (1 - weight)[None, None, :, None] + rows[:, :, low + 1] * weight[None, None, :, None]
+    return (smooth + 0.1 * random.standard_normal(smooth.shape)).astype(np.float32)
+
+
+def _agreement(ours: np.ndarray, expected: np.ndarray, k: int) -> float:
+    """The share of the k best classes that two sets of logits (N, num_labels) have in common; none where one is NaN."""
+    k = min(k, ours.shape[1])
+    shares = []
+    for pair in zip(ours, expected, strict=True):
+        best = [set(np.argsort(-logits, kind="stable")[:k]) for logits in pair]
+        shares.append(len(best[0] & best[1]) / k if np.isfinite(pair).all() else 0.0)
+    return float(np.mean(shares))

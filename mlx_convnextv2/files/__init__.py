@@ -1,0 +1,5 @@
+"""The files of a checkpoint, whatever they hold."""
+
+from ..runtime import mlx_blas
+
+mlx_blas.load()  # before a module of this room imports MLX

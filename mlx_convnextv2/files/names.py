@@ -1,0 +1,12 @@
+"""What the files of a checkpoint folder are called."""
+
+from __future__ import annotations
+
+CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
+CARD_FILE = "README.md"
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+# In the order in which they are looked for.
+WEIGHTS_FILES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
+PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar")  # the last is timm's, and no tar file

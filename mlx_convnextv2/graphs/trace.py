@@ -1,0 +1,144 @@
+"""A model as one file that MLX runs without this package: images in, probabilities out.
+
+The way of the data through the graph: uint8 pixels -> rescaled and normalised -> the model -> softmax. What comes
+before, resizing and cropping, is described in model.json for the app to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_map
+
+from ..files.atomic_folder import Kind, new_folder
+from ..files.json_files import write_json
+from ..images.processor import ImageProcessor
+from ..inference.fuse import fuse
+from ..model.convnextv2 import ConvNextV2ForImageClassification
+from .description import DESCRIPTION_FILE, GRAPH_FILE, README_FILE, describe, input_shape, readme, weights_dtype
+
+GRAPH = Kind("an exported model", ((GRAPH_FILE,), (DESCRIPTION_FILE,)))
+MAX_BATCH = 4096  # the C++ library takes no larger one
+# The traced graph beside the Python model, as a part of the largest probability: the same operations in another order.
+_TOLERANCES = {"float32": 1e-5, "float16": 2.0**-8, "bfloat16": 2.0**-5}
+
+
+def export_model(
+    model: ConvNextV2ForImageClassification,
+    processor: ImageProcessor,
+    path: str | os.PathLike[str],
+    *,
+    batches: Sequence[int] = (1,),
+    features: bool = False,
+    name: str = "the model",
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a folder with the graph, its description and a README, which appears whole or not at all.
+
+    The graph is traced for the device that MLX has here, and runs there wherever it is loaded. It is compared with the
+    Python model before the folder appears.
+
+    Args:
+        model: with a classification head.
+        processor: its image processor; what it does to pixels becomes part of the graph.
+        path: the folder, which must not exist.
+        batches: the numbers of images that the graph takes at once; all share one set of weights.
+        features: return the pooled embedding beside the probabilities.
+        name: of the model, for the description.
+        overwrite: replace an exported model that is there.
+
+    Returns:
+        The description, as in model.json.
+
+    Raises:
+        FileExistsError: the folder exists.
+        OSError: it cannot be written, for lack of space say.
+        ValueError: the model has no head, a batch is not a number of 1 to 4096, the path is not in UTF-8, or the graph
+            differs from the model.
+    """
+    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+        raise ValueError(f"{name} has no classification head, so that a graph of it could not name what an image shows")
+    if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
+        raise ValueError(f"batches must be whole numbers of at least 1 and at most {MAX_BATCH}, not {list(batches)!r}")
+    if any("\ud800" <= character <= "\udfff" for character in str(Path(path).absolute())):
+        raise ValueError(f"{path} is not in UTF-8, in which MLX names its files: choose another folder")
+    batches = sorted(set(batches))
+    height, width = input_shape(model, processor)
+    channels = len(processor.image_mean)
+    if channels != model.config.num_channels:
+        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
+    # The exporter writes each weight's memory as it lies, transposed or not, and of an unevaluated one what makes it.
+    model.update(tree_map(mx.contiguous, model.parameters()))
+    mx.eval(model.parameters())
+    run = classify_pixels(model, processor, features)
+    with new_folder(path, overwrite, GRAPH) as folder:
+        with mx.exporter(str(folder / GRAPH_FILE), run) as exporter:
+            for batch in batches:
+                exporter(mx.zeros((batch, height, width, channels), mx.uint8))
+        _check(folder / GRAPH_FILE, run, (batches[0], height, width, channels), weights_dtype(model))
+        description = describe(model, processor, (height, width, channels), batches, features, name)
+        description["sha256"] = _sha256(folder / GRAPH_FILE)
+        description["bytes"] = (folder / GRAPH_FILE).stat().st_size
+        write_json(folder / DESCRIPTION_FILE, description)
+        (folder / README_FILE).write_text(readme(description), encoding="utf-8")
+    return description
+
+
+def take_first_stream() -> None:
+    """Make this thread's stream the process's first, number 0, which is the one that a graph of it will ask for."""
+    mx.default_stream(mx.default_device())
+
+
+def classify_pixels(
+    model: ConvNextV2ForImageClassification, processor: ImageProcessor, features: bool = False
+) -> Callable[[mx.array], tuple[mx.array, ...]]:
+    """A function that can be traced: uint8 pixels (N, H, W, C) -> probabilities (N, num_labels) in float32.
+
+    With `features` also the pooled embedding (N, hidden_size) in float32.
+    """
+    on_gpu = mx.default_device().type == mx.gpu
+    embed = fuse(model, "auto" if on_gpu else "plain", pooled=True)
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    mean = np.array(processor.image_mean, np.float32) if processor.do_normalize else np.zeros(1, np.float32)
+    std = np.array(processor.image_std, np.float32) if processor.do_normalize else np.ones(1, np.float32)
+    offset, scale = mx.array(mean), mx.array(std)
+
+    def run(pixels: mx.array) -> tuple[mx.array, ...]:
+        pooled = embed((pixels.astype(mx.float32) * factor - offset) / scale)  # (N, H, W, C) -> (N, hidden_size)
+        probabilities = mx.softmax(model.classifier(pooled).astype(mx.float32), axis=-1)  # -> (N, num_labels)
+        return (probabilities, pooled.astype(mx.float32)) if features else (probabilities,)
+
+    return run
+
+
+def _check(file: Path, run: Callable[[mx.array], Any], shape: tuple[int, ...], dtype: str) -> None:
+    """Raise a ValueError if the graph in the file does not answer as the function that it was traced from."""
+    pixels = mx.random.randint(0, 256, shape, key=mx.random.key(0)).astype(mx.uint8)
+    graph: Any = mx.import_function(str(file))
+    for traced, expected in zip(graph(pixels), run(pixels), strict=True):
+        try:
+            difference = float(np.array(mx.abs(traced - expected).max() / mx.abs(expected).max()))
+        except RuntimeError as error:
+            if "Stream" not in str(error):
+                raise
+            raise ValueError(
+                f"MLX runs no graph in this thread ({error}): export in the one that used MLX first"
+            ) from None
+        if not np.isfinite(np.array(expected)).all():
+            raise ValueError("the model's outputs are not finite: its weights are damaged, or too large for its dtype")
+        if not difference <= _TOLERANCES[dtype]:  # NaN too
+            raise ValueError(f"the traced graph differs from the model by {difference:.1e}: report this")
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""From an image file to pixel values, without MLX."""

@@ -1,0 +1,221 @@
+"""Image files in, predictions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..checkpoints.load import load
+from ..images.decode import NAMELESS, name_of
+from ..images.processor import ImageProcessor
+from ..model.convnextv2 import ConvNextV2ForImageClassification
+from ..model.labels import class_labels
+from ..runtime.forks import check_not_forked
+from ..runtime.prefetch import map_ahead
+from ..runtime.threads import available_cpus
+from .fuse import fuse
+
+Prediction = dict[str, Any]
+
+
+@dataclass
+class Result:
+    """What became of one image: predictions, best first, or the error that kept it from being read or classified."""
+
+    image: Any
+    predictions: list[Prediction] | None = None
+    error: ValueError | OSError | None = None
+
+
+class ImageClassifier:
+    """A checkpoint ready to classify, in any thread, and under Linux on a CPU in a forked process too.
+
+    Args:
+        model: a Hub id, a folder, or a loaded model.
+        processor: the image processor of a loaded model; for a Hub id or a folder its own is used unless given.
+        dtype, revision: as for `load`.
+        batch_size: images of a list that go through the model at once.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `load`.
+        ValueError: the checkpoint has no classification head, or a loaded model came without a processor.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | ConvNextV2ForImageClassification,
+        processor: ImageProcessor | None = None,
+        *,
+        dtype: str | mx.Dtype | None = None,
+        revision: str | None = None,
+        batch_size: int = 8,
+    ):
+        if isinstance(model, str | os.PathLike):
+            name = os.fspath(model)
+            model, own_processor = load(name, dtype=dtype, revision=revision)
+            processor = processor or own_processor
+        else:
+            name = "the model"
+            if dtype is not None or revision is not None:
+                raise ValueError("dtype and revision are for loading: pass them to load, which made this model")
+        if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+            raise ValueError(f"{name} has no classification head, so it cannot name what an image shows")
+        if processor is None:
+            raise ValueError("a loaded model needs its image processor: ImageClassifier(model, processor)")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        self.model = model
+        self.processor = processor
+        self.labels = class_labels(model.config)
+        self.batch_size = batch_size
+        self.predict = fuse(model)
+
+    def __call__(self, images: Any, top_k: int = 5) -> list[Any]:
+        """Classify one image or a list of them.
+
+        Args:
+            images: a path, a file object, a PIL image, a uint8 array (H, W, C), or a list of these.
+            top_k: how many labels to return for each image, at most.
+
+        Returns:
+            For one image a list of {"label", "score", "index"}, the highest score first; for a list of images a list
+            of such lists. Scores are the softmax over all classes, computed in float32.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: an image cannot be read, or its scores are not finite; `stream`
+                goes on to the next instead.
+        """
+        several = isinstance(images, list | tuple)
+        predictions = []
+        for result in self.stream(images if several else [images], top_k):
+            if result.error is not None:
+                raise result.error
+            predictions.append(result.predictions or [])
+        return predictions if several else predictions[0]
+
+    def stream(self, images: Iterable[Any], top_k: int = 5) -> Iterator[Result]:
+        """Classify images as they come, in order: one `Result` each, with the error where one failed.
+
+        A list's images go in batches, and are read and prepared in threads while others are classified, up to a batch
+        and one for each core ahead; in one thread where an open image or file is there twice, which two may not read
+        at once. Those of an iterator, which may be a camera, are taken and answered one by one.
+        """
+        if not isinstance(top_k, int | np.integer) or top_k < 1:
+            raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
+        with closing(self.stream_logits(images)) as answers:
+            for result, logits in answers:
+                if logits is not None:
+                    scores = softmax(logits)
+                    best = np.argsort(-scores, kind="stable")[:top_k]
+                    result.predictions = [
+                        {"label": self.labels[index], "score": float(scores[index]), "index": int(index)}
+                        for index in best
+                    ]
+                yield result
+
+    def stream_logits(self, images: Iterable[Any]) -> Generator[tuple[Result, np.ndarray | None], None, None]:
+        """As `stream`, but each result without predictions, and with its logits (num_labels,) in float32.
+
+        They are None where the result has an error. The softmax of logits is never infinite or NaN here.
+        """
+        batch_size, workers, ahead = 1, 1, 1
+        if isinstance(images, list | tuple):
+            batch_size, workers = self.batch_size, available_cpus()
+            ahead = batch_size + workers
+            opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
+            workers = workers if len(set(opened)) == len(opened) else 1
+        prepared = map_ahead(self._prepare, map(_take, images), workers, ahead)
+        with closing(prepared):
+            waiting: list[Result] = []
+            arrays: list[np.ndarray] = []
+            for result, array in prepared:
+                if array is not None:
+                    if arrays and array.shape != arrays[0].shape:  # without do_resize each image has its own size
+                        yield from self._answer(waiting, arrays)
+                        waiting, arrays = [], []
+                    arrays.append(array)
+                waiting.append(result)
+                if len(arrays) == batch_size or not arrays:
+                    yield from self._answer(waiting, arrays)
+                    waiting, arrays = [], []
+            yield from self._answer(waiting, arrays)
+
+    def _prepare(self, result: Result) -> tuple[Result, np.ndarray | None]:
+        """The result, and the pixel values (H, W, C) of its image, or None with the error in the result."""
+        if result.error is None:
+            try:
+                return result, self._preprocess(result.image)
+            except (ValueError, OSError) as error:
+                result.error = _named(error, result.image)
+            except MemoryError:
+                result.error = _named(OSError("there is not enough memory to prepare this image"), result.image)
+        return result, None
+
+    def _preprocess(self, image: Any) -> np.ndarray:
+        """The pixel values (H, W, C) of an image, checked here so that one too small does not spoil a batch."""
+        array = self.processor.preprocess(image)
+        height, width = self.model.config.min_image_shape
+        if array.shape[0] < height or array.shape[1] < width:
+            shape = f"{array.shape[0]} x {array.shape[1]}"
+            raise ValueError(f"an image of {shape} pixels is too small: the model needs {height} x {width}")
+        return array
+
+    def _answer(self, results: list[Result], arrays: list[np.ndarray]) -> list[tuple[Result, np.ndarray | None]]:
+        """Each result with its logits, if it has no error; `arrays` holds the pixels of these."""
+        if not arrays:
+            return [(result, None) for result in results]
+        rows = iter(_as_float32(self.predict(mx.array(np.stack(arrays)))))  # (N, H, W, C) -> (N, num_labels)
+        answers: list[tuple[Result, np.ndarray | None]] = []
+        for result in results:
+            logits = next(rows) if result.error is None else None
+            if logits is not None and not np.isfinite(softmax(logits)).all():
+                problem = "its scores are not finite: the model's weights are damaged, or too large for its dtype"
+                result.error = _named(ValueError(problem), result.image)
+                logits = None
+            answers.append((result, logits))
+        return answers
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, in float32: in numpy, because a forked process has nothing of MLX that computes."""
+    with np.errstate(all="ignore"):  # infinities give NaN
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _as_float32(array: mx.array) -> np.ndarray:
+    """The values of an array of any floating dtype, without an operation of MLX's."""
+    values = array.tolist() if array.dtype == mx.bfloat16 else array  # bfloat16 is no type of numpy's
+    return np.array(values, np.float32)
+
+
+def _take(image: Any) -> Result:
+    """The result to fill in, in the thread that asks: no other can evaluate an mx.array that is lazy."""
+    result = Result(image)
+    if isinstance(image, mx.array):
+        try:
+            check_not_forked()
+            mx.eval(image)
+        except OSError as error:
+            result.error = error
+        except RuntimeError as error:
+            if "Stream" not in str(error):
+                raise
+            result.error = ValueError(
+                "the image is an mx.array that another thread left lazy: call mx.eval on it there"
+            )
+    return result
+
+
+def _named(error: ValueError | OSError, image: Any) -> ValueError | OSError:
+    """The error with the name of the image, where it has one and the message lacks it."""
+    name = name_of(image)
+    if name in str(error) or name == NAMELESS or getattr(error, "filename", None):
+        return error
+    return (ValueError if isinstance(error, ValueError) else OSError)(f"{name}: {error}")

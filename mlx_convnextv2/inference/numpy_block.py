@@ -1,0 +1,197 @@
+"""A block on a CPU, in numpy, in strips of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ..model.convnextv2 import (
+    ConvNextV2Layer,
+)
+from ..ops.activations import activate
+from ..ops.plain import FLOAT32_TINY
+from ..runtime.forks import check_not_forked
+from ..runtime.threads import for_each, scratch
+from .folds import bias_behind
+
+RADIUS = 3  # of the depthwise convolution
+KERNEL = 2 * RADIUS + 1
+LOOP = 512  # elements that an inner loop should have to be worth its start
+
+Rows = tuple[int, int]  # first and one past the last
+
+
+def as_numpy(array: mx.array) -> np.ndarray:
+    """The values in float32: the array's own memory where they are float32 already, else a copy."""
+    if array.dtype != mx.float32:
+        check_not_forked()
+    return np.ascontiguousarray(np.array(array.astype(mx.float32), copy=False))
+
+
+def dense_weight(layer: nn.Module) -> np.ndarray:
+    """The weight of a linear layer in float32, (out, in); that of a quantized one is a copy, 4 bytes a parameter."""
+    if isinstance(layer, nn.QuantizedLinear):
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        return as_numpy(mx.dequantize(layer.weight, layer.scales, layer.biases, **how))
+    return as_numpy(layer.weight)
+
+
+def depthwise_conv2d(padded: np.ndarray, kernel: np.ndarray, out: np.ndarray) -> None:
+    """(H + 6, W + 6, C), the image in a border of zeros -> (H, W, C); kernel (7, 7, C)."""
+    height, width, channels = out.shape
+    # A loop runs over the channels of `columns` neighbouring positions, with the kernel repeated for each.
+    columns = min(width, ceil(LOOP / channels))
+    repeated = np.tile(kernel, columns)  # (7, 7, columns * C)
+    whole = width - width % columns
+    row, column, element = padded.strides
+    for first, last, step in ((0, whole, columns), (whole, width, width - whole)):
+        if first == last:
+            continue
+        # The axes: rows and columns of the kernel, rows of the image, steps along a row, step * C elements.
+        shape = (height, (last - first) // step, step * channels)
+        windows = as_strided(padded[:, first:], (KERNEL, KERNEL, *shape), (row, column, row, step * column, element))
+        part = as_strided(out[:, first:], shape, (out.strides[0], step * out.strides[1], element))
+        np.einsum("yxhwc,yxc->hwc", windows, repeated[:, :, : step * channels], out=part)
+
+
+def normalize(x: np.ndarray, eps: float) -> None:
+    """LayerNorm over the last axis without its affine part, in place: (positions, C)."""
+    channels = x.shape[1]
+    mean = x @ np.full(channels, 1 / channels, np.float32)
+    np.subtract(x, mean[:, None], out=x)
+    variance = np.einsum("pc,pc->p", x, x) / channels
+    np.multiply(x, 1 / np.sqrt(variance + eps, dtype=np.float32)[:, None], out=x)
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """(positions, in) -> (positions, out), weight (out, in)."""
+    np.matmul(x, weight.T, out=out)
+    np.add(out, bias, out=out)
+
+
+@dataclass
+class LayerNorm:
+    weight: np.ndarray
+    bias: np.ndarray
+    eps: float
+
+    @classmethod
+    def of(cls, module: nn.LayerNorm) -> LayerNorm:
+        return cls(as_numpy(module.weight), as_numpy(module.bias), module.eps)
+
+    def __call__(self, x: np.ndarray) -> None:
+        """In place, over the last axis: (positions, C)."""
+        normalize(x, self.eps)
+        np.multiply(x, self.weight, out=x)
+        np.add(x, self.bias, out=x)
+
+
+class PatchProjection:
+    """A convolution whose stride is its kernel's size, as a product of matrices, with a LayerNorm before or after."""
+
+    def __init__(
+        self,
+        convolution: nn.Conv2d,
+        norm_before: nn.LayerNorm | None = None,
+        norm_after: nn.LayerNorm | None = None,
+    ):
+        channels, self.height, self.width, _ = convolution.weight.shape
+        self.weight = as_numpy(convolution.weight).reshape(channels, -1)
+        self.bias = as_numpy(convolution.bias)
+        self.norm_before = norm_before and LayerNorm.of(norm_before)
+        self.norm_after = norm_after and LayerNorm.of(norm_after)
+
+    def __call__(self, image: np.ndarray, out: np.ndarray) -> None:
+        """(H, W, C) -> (H // height, W // width, C'); the rows and columns that fill no patch are left out."""
+        rows, columns, channels = out.shape
+        image = image[: rows * self.height, : columns * self.width]
+        if self.norm_before:
+            normed = scratch("normed", *image.shape)
+            np.copyto(normed, image)
+            self.norm_before(normed.reshape(-1, image.shape[2]))
+            image = normed
+        patches = scratch("patches", rows, columns, self.height, self.width, image.shape[2])
+        split = image.reshape(rows, self.height, columns, self.width, -1)  # a view, even of a part of a wider image
+        np.copyto(patches, split.transpose(0, 2, 1, 3, 4))
+        projected = scratch("projected", rows * columns, channels)
+        linear(patches.reshape(rows * columns, -1), self.weight, self.bias, out=projected)
+        if self.norm_after:
+            self.norm_after(projected)
+        np.copyto(out, projected.reshape(out.shape))
+
+
+class Block:
+    """A ConvNextV2Layer, with LayerNorm's and GRN's biases folded into those of the linear layers after them."""
+
+    def __init__(self, layer: ConvNextV2Layer, activation: str):
+        self.activation = activation
+        self.kernel = np.ascontiguousarray(as_numpy(layer.dwconv.weight)[..., 0].transpose(1, 2, 0))  # (7, 7, C)
+        self.kernel_bias = as_numpy(layer.dwconv.bias)
+        self.norm_weight = as_numpy(layer.layernorm.weight)
+        self.eps = layer.layernorm.eps
+        self.expand = dense_weight(layer.pwconv1)  # (4C, C)
+        self.expand_bias = bias_behind(self.expand, as_numpy(layer.pwconv1.bias), as_numpy(layer.layernorm.bias))
+        self.grn_weight = as_numpy(layer.grn.weight).reshape(-1)
+        self.project = dense_weight(layer.pwconv2)  # (C, 4C)
+        grn_bias = as_numpy(layer.grn.bias).reshape(-1)
+        self.project_bias = bias_behind(self.project, as_numpy(layer.pwconv2.bias), grn_bias)
+
+    def expand_rows(self, padded: np.ndarray, hidden: np.ndarray, rows: Rows) -> np.ndarray:
+        """From the depthwise convolution to the activation, for some rows.
+
+        padded (H + 6, W + 6, C) -> hidden (H, W, 4C), and the sum of squares of each channel of hidden, (4C,).
+        """
+        first, last = rows
+        height, width, channels = last - first, hidden.shape[1], padded.shape[2]
+        convolved = scratch("convolved", height, width, channels)
+        depthwise_conv2d(padded[first : last + 2 * RADIUS], self.kernel, out=convolved)
+        positions = convolved.reshape(-1, channels)
+        np.add(positions, self.kernel_bias, out=positions)
+        normalize(positions, self.eps)
+        np.multiply(positions, self.norm_weight, out=positions)
+        part = hidden[first:last].reshape(height * width, -1)
+        linear(positions, self.expand, self.expand_bias, out=part)
+        activate(part, self.activation)
+        return np.einsum("pc,pc->c", part, part)
+
+    def global_response_norm(self, sum_of_squares: np.ndarray) -> np.ndarray:
+        """The factor by which GRN multiplies each channel: (4C,) -> (4C,)."""
+        global_features = np.sqrt(np.maximum(sum_of_squares, FLOAT32_TINY))
+        return self.grn_weight * (global_features / (global_features.mean() + np.float32(1e-6))) + np.float32(1)
+
+    def project_rows(
+        self, hidden: np.ndarray, weight: np.ndarray, factor: np.ndarray | None, padded: np.ndarray, rows: Rows
+    ) -> None:
+        """pwconv2 and the residual connection, for some rows. hidden (H, W, 4C) is multiplied by factor (4C,)."""
+        first, last = rows
+        width, channels = hidden.shape[1], padded.shape[2]
+        part = hidden[first:last].reshape(-1, hidden.shape[2])
+        if factor is not None:
+            np.multiply(part, factor, out=part)
+        projected = scratch("projected", part.shape[0], channels)
+        linear(part, weight, self.project_bias, out=projected)
+        residual = padded[RADIUS + first : RADIUS + last, RADIUS : RADIUS + width]
+        np.add(residual, projected.reshape(residual.shape), out=residual)
+
+    def __call__(self, padded: np.ndarray, strips: list[Rows], workers: int) -> None:
+        """(H + 6, W + 6, C), the image in a border of zeros, in place."""
+        height, width, channels = padded.shape[0] - 2 * RADIUS, padded.shape[1] - 2 * RADIUS, padded.shape[2]
+        hidden = scratch("hidden", height, width, self.expand.shape[0])
+        sums = np.empty((len(strips), hidden.shape[2]), np.float32)
+
+        def expand(i: int) -> None:
+            sums[i] = self.expand_rows(padded, hidden, strips[i])
+
+        for_each(expand, range(len(strips)), workers)
+        factor = self.global_response_norm(sums.sum(axis=0))
+        weight = self.project
+        scale_weight = height * width > channels  # whichever has fewer elements, the weight or the activations
+        if scale_weight:
+            weight = np.multiply(weight, factor, out=scratch("weight", *weight.shape))
+        left = None if scale_weight else factor
+        for_each(lambda rows: self.project_rows(hidden, weight, left, padded, rows), strips, workers)

@@ -1,0 +1,165 @@
+"""The inference-time form on a CPU, in numpy.
+
+MLX's own CPU operations are scalar outside of Accelerate, while numpy's wheels carry OpenBLAS and SIMD loops, release
+Python's lock in them, and can read the memory of an MLX array. An image goes through a block in strips of rows, dealt
+to all cores: small, to stay in the cache from the depthwise convolution to the activation, but not so small that the
+threads wait for the lock. GRN needs the whole image, so it is where the strips wait for each other.
+
+All arrays are float32. One image is (H, W, C).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from math import ceil
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..model.convnextv2 import (
+    ACT2FN,
+    ConvNextV2DropPath,
+    ConvNextV2Embeddings,
+    ConvNextV2Encoder,
+    ConvNextV2ForImageClassification,
+    ConvNextV2GRN,
+    ConvNextV2Layer,
+    ConvNextV2LayerNorm,
+    ConvNextV2Model,
+    ConvNextV2Stage,
+    body_and_classifier,
+)
+from ..runtime.numpy_blas import find_blas
+from ..runtime.threads import MAX_WORKERS, available_cpus, for_each, scratch
+from .numpy_block import RADIUS, Block, LayerNorm, PatchProjection, Rows, as_numpy, dense_weight
+
+STRIP = 1_048_576  # elements of the widest array, (rows, W, 4C), that a strip of rows aims at
+
+
+def strips_of(height: int, elements: int, workers: int) -> list[Rows]:
+    """Rows 0 to height in strips of about the same height, for arrays of this many elements."""
+    count = min(height, workers * ceil(elements / STRIP / workers))
+    edges = [height * i // count for i in range(count + 1)]
+    return list(pairwise(edges))
+
+
+def zero_border(padded: np.ndarray) -> None:
+    padded[:RADIUS] = padded[-RADIUS:] = 0
+    padded[:, :RADIUS] = padded[:, -RADIUS:] = 0
+
+
+class NumpyClassifier:
+    """A ConvNextV2ForImageClassification or ConvNextV2Model in inference mode, with the weights that it has now.
+
+    float32 weights are read where they are. float16, bfloat16 and quantized weights are converted to float32
+    once, which takes 4 more bytes a parameter. Several threads may call it at once, and a forked process.
+    """
+
+    def __init__(self, model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool = False):
+        body, classifier = body_and_classifier(model, pooled)
+        embeddings, encoder = body.embeddings, body.encoder
+        self._check = embeddings.check
+        self.blas = find_blas()
+        self.dtype = embeddings.patch_embeddings.weight.dtype
+        self.stages: list[tuple[PatchProjection, list[Block]]] = []
+        for i, stage in enumerate(encoder.stages):
+            if i == 0:
+                entry = PatchProjection(embeddings.patch_embeddings, norm_after=embeddings.layernorm)
+            else:
+                norm, convolution = stage.downsampling_layer
+                entry = PatchProjection(cast(nn.Conv2d, convolution), norm_before=cast(nn.LayerNorm, norm))
+            with self._one_blas_thread():
+                self.stages.append((entry, [Block(layer, model.config.hidden_act) for layer in stage.layers]))
+        self.norm = LayerNorm.of(body.layernorm)
+        self.head = None
+        if classifier is not None and not isinstance(classifier, nn.Identity):
+            self.head = dense_weight(classifier), as_numpy(classifier.bias)
+        self.workers = min(available_cpus(), MAX_WORKERS) if self.blas else 1
+
+    def __call__(self, pixel_values: mx.array) -> mx.array:
+        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels); without a classifier the pooled output
+        (N, C)."""
+        self._check(pixel_values)
+        images = as_numpy(pixel_values)
+        pooled = np.empty((len(images), self.norm.weight.size), np.float32)
+        with self._one_blas_thread():
+            # As many images at a time as there are workers, one for each, and all workers for each of those left.
+            together = len(images) // self.workers * self.workers
+
+            def pool(i: int, workers: int = 1) -> None:
+                pooled[i] = self.pool(images[i], workers)
+
+            for_each(pool, range(together), self.workers)
+            with np.errstate(all="ignore"):
+                for i in range(together, len(images)):
+                    pool(i, self.workers)
+                self.norm(pooled)
+                logits = pooled if self.head is None else pooled @ self.head[0].T + self.head[1]
+        return mx.array(logits, self.dtype)  # which, unlike astype, MLX computes at once
+
+    def _one_blas_thread(self) -> AbstractContextManager[None]:
+        return self.blas.one_thread() if self.blas else nullcontext()
+
+    def pool(self, image: np.ndarray, workers: int) -> np.ndarray:
+        """One image (H, W, num_channels) -> the last stage's mean over all positions, (C,)."""
+        for i, (entry, blocks) in enumerate(self.stages):
+            height, width = image.shape[0] // entry.height, image.shape[1] // entry.width
+            channels = len(entry.bias)
+            padded = scratch(f"padded {i % 2}", height + 2 * RADIUS, width + 2 * RADIUS, channels)
+            zero_border(padded)
+            inner = padded[RADIUS:-RADIUS, RADIUS:-RADIUS]
+            strips = strips_of(height, 4 * height * width * channels, workers)
+
+            def enter(rows: Rows, image: np.ndarray = image, inner: np.ndarray = inner, entry: Any = entry) -> None:
+                first, last = rows
+                entry(image[first * entry.height : last * entry.height], out=inner[first:last])
+
+            for_each(enter, strips, workers)
+            for block in blocks:
+                block(padded, strips, workers)
+            image = inner
+        return image.mean(axis=(0, 1))
+
+
+def supports(model: nn.Module) -> bool:
+    """Whether `NumpyClassifier` computes this model: no layer is of a class or a form of one's own."""
+    modules = model.modules()
+    blocks = [module for module in modules if isinstance(module, ConvNextV2Layer)]
+    depthwise = [block.dwconv for block in blocks]
+    return (
+        all(type(module) in _KNOWN for module in modules)
+        and all({"weight", "bias"} <= module.keys() for module in modules if isinstance(module, _AFFINE))
+        and all(block.act is ACT2FN[model.config.hidden_act] for block in blocks)
+        and all(
+            _projects_patches(module)
+            for module in modules
+            if isinstance(module, nn.Conv2d) and not any(module is other for other in depthwise)
+        )
+    )
+
+
+def _projects_patches(convolution: nn.Conv2d) -> bool:
+    form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return form == (convolution.weight.shape[1:3], (0, 0), 1, 1)
+
+
+_AFFINE = (nn.LayerNorm, nn.Conv2d, nn.Linear, nn.QuantizedLinear)
+_KNOWN = {
+    ConvNextV2ForImageClassification,
+    ConvNextV2Model,
+    ConvNextV2Embeddings,
+    ConvNextV2Encoder,
+    ConvNextV2Stage,
+    ConvNextV2Layer,
+    ConvNextV2LayerNorm,
+    ConvNextV2GRN,
+    ConvNextV2DropPath,
+    nn.LayerNorm,
+    nn.Conv2d,
+    nn.Linear,
+    nn.QuantizedLinear,
+    nn.Identity,
+}

@@ -1,0 +1,25 @@
+"""The label of each class: the checkpoint's own, or ImageNet-1k's names where it carries none."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from .config import ConvNextV2Config, is_unnamed
+
+
+def class_labels(config: ConvNextV2Config) -> list[str]:
+    """`config.num_labels` labels, in the order of the logits.
+
+    `id2label` where it says more than transformers' placeholders (LABEL_0, LABEL_1, ...); else ImageNet-1k's names
+    for 1000 classes, and placeholders for any other number.
+    """
+    if config.num_labels == len(imagenet_1k()) and is_unnamed(config.id2label):
+        return list(imagenet_1k())
+    return list(config.id2label.values())
+
+
+@cache
+def imagenet_1k() -> tuple[str, ...]:
+    """The WordNet 3.0 lemmas of the 1000 synsets of ILSVRC 2012, ordered by synset id: item i is class i."""
+    return tuple(Path(__file__).with_name("imagenet_1k.txt").read_text(encoding="utf-8").splitlines())

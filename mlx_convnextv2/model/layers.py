@@ -1,0 +1,95 @@
+"""MLX's layers, on request without the random weights of their constructors.
+
+A model draws its own weights or loads them. Besides the time, no thread but the main one may touch MLX's random state:
+that aborts the process at its exit.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..runtime.forks import check_not_forked
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+_wants_weights = ContextVar("wants_weights", default=True)
+
+
+@contextmanager
+def no_init_weights() -> Iterator[None]:
+    """Models and layers made in this context, by this thread, have lazy zeros for weights, which take no memory."""
+    token = _wants_weights.set(False)
+    try:
+        yield
+    finally:
+        _wants_weights.reset(token)
+
+
+def wants_weights() -> bool:
+    """Whether a model is to draw its weights: not within `no_init_weights`."""
+    return _wants_weights.get()
+
+
+def draw_weights(model: nn.Module, std: float) -> None:
+    """Give the model's convolutions and linear layers weights from a normal of this deviation, and evaluate all."""
+    check_not_forked()
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    key = None if in_main_thread else mx.random.key(int.from_bytes(os.urandom(8), "little"))
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            key, own_key = (None, None) if key is None else mx.random.split(key)
+            module.weight = mx.random.normal(module.weight.shape, key=own_key) * std
+    mx.eval(model.parameters())
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    """`nn.Linear`."""
+    if wants_weights():
+        return nn.Linear(inputs, outputs)
+    layer = _without_constructor(nn.Linear)
+    layer.weight = mx.zeros((outputs, inputs))
+    layer.bias = mx.zeros((outputs,))
+    return layer
+
+
+def conv2d(
+    inputs: int,
+    outputs: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    padding: int = 0,
+    groups: int = 1,
+) -> nn.Conv2d:
+    """`nn.Conv2d`."""
+    if wants_weights():
+        return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
+    layer = _without_constructor(nn.Conv2d)
+    layer.weight = mx.zeros((outputs, *kernel, inputs // groups))
+    layer.bias = mx.zeros((outputs,))
+    layer.stride, layer.padding, layer.dilation, layer.groups = stride, (padding, padding), 1, groups
+    return layer
+
+
+def quantized_linear(layer: nn.Linear, group_size: int, bits: int, mode: str) -> nn.QuantizedLinear:
+    """`nn.QuantizedLinear.from_linear(layer, ...)`."""
+    quantized = _without_constructor(nn.QuantizedLinear)
+    quantized.group_size, quantized.bits, quantized.mode = group_size, bits, mode
+    quantized.weight, quantized.scales, *biases = mx.quantize(layer.weight, group_size, bits, mode=mode)
+    quantized.biases = biases[0] if biases else None
+    quantized.freeze()
+    quantized.bias = layer.bias
+    return quantized
+
+
+def _without_constructor(layer_class: type[Layer]) -> Layer:
+    layer = layer_class.__new__(layer_class)
+    nn.Module.__init__(layer)
+    return layer

@@ -1,0 +1,1 @@
+"""Threads, forks, and the BLAS of numpy and of MLX."""

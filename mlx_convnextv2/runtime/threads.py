@@ -1,0 +1,76 @@
+"""Threads for arithmetic in numpy, and their scratch arrays."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+MAX_WORKERS = 8  # more of them wait for Python's lock rather than work
+_KEPT_ELEMENTS = 2**24  # 64 MiB: larger scratch arrays are given back after use
+
+_local = threading.local()
+
+
+def scratch(name: str, *shape: int) -> np.ndarray:
+    """An uninitialised float32 array, whose memory the next call with this name in this thread uses again.
+
+    Fresh memory costs page faults, which take as long as the arithmetic.
+    """
+    size = math.prod(shape)
+    if size > _KEPT_ELEMENTS:
+        return np.empty(shape, np.float32)
+    arrays: dict[str, np.ndarray] = _local.__dict__
+    if name not in arrays or arrays[name].size < size:
+        arrays[name] = np.empty(size, np.float32)
+    return arrays[name][:size].reshape(shape)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """The threads of this process; a forked one makes its own."""
+    return ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="mlx_convnextv2")
+
+
+def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
+    """Call function(item) for every item, in `workers` threads of which the caller's is one. Raises what one raises.
+
+    When it returns or raises, no thread is at work any more: the items may use the caller's scratch arrays.
+    """
+    waiting = deque(items)
+
+    def work() -> None:
+        with np.errstate(all="ignore"):  # what overflows here overflows in silence in MLX too
+            while waiting:
+                try:
+                    item = waiting.popleft()
+                except IndexError:  # another thread was faster
+                    return
+                function(item)
+
+    helpers = [_pool().submit(work) for _ in range(min(workers, len(waiting)) - 1)]
+    try:
+        work()
+    finally:
+        waiting.clear()
+        # A helper that has not begun is not needed any more.
+        running = [helper for helper in helpers if not helper.cancel()]
+        wait(running)
+    for helper in running:
+        helper.result()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+def available_cpus() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,144 @@
+"""What the commands share: one-sentence errors, exit statuses, and progress on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+from ._version import __version__
+from .messages import printable, sentence
+
+if TYPE_CHECKING:
+    pass
+
+
+DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))  # which may repeat a file's name
+
+
+def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """An argument parser for `python -m mlx_convnextv2.NAME`, or without a name, whose --help ends with examples."""
+    result = _Parser(
+        prog=f"python -m mlx_convnextv2.{name}".removesuffix("."),
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--version", action="version", version=f"mlx_convnextv2 {__version__}")
+    return result
+
+
+def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, name: str) -> int:
+    """Run a command and return its exit status; an error that a user can cause becomes one sentence on stderr."""
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:  # closed by the shell, as by `>&-`
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries end in an error of ours
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # of large or oddly tagged images, which are read all the same
+        warnings.showwarning = lambda message, *_, **__: say(f"{name}: warning: {message}")
+        try:
+            status = command(args)
+            sys.stdout.flush()
+            return status
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:  # the reader of our output, such as `head`, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
+        except (ValueError, OSError, ImportError) as error:
+            say(f"{name}: error: {sentence(error)}")
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "allocate" not in str(error):
+                raise
+            say(f"{name}: error: there is not enough memory: choose a smaller batch or model")
+        return NOTHING_DONE
+
+
+def _stop(*_: object) -> None:
+    """End on SIGTERM as on an exception, so that temporary folders are removed; a second SIGTERM changes nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(TERMINATED)
+
+
+def say(message: str) -> None:
+    """Print a line on standard error."""
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def tell(report: object) -> None:
+    """Print a result on standard output, one line or several."""
+    print("\n".join(map(printable, str(report).split("\n"))), flush=True)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return value
+
+
+def positive_ints(text: str) -> list[int]:
+    """Whole numbers of at least 1 with commas between them, for argparse."""
+    return [positive_int(part.strip()) for part in text.split(",")]
+
+
+def add_quantization(parser: argparse.ArgumentParser) -> None:
+    """The options -q, --q-bits, --q-group-size and --q-mode, with mlx-lm's names."""
+    parser.add_argument("-q", "--quantize", action="store_true", help="quantize the linear layers")
+    parser.add_argument("--q-bits", type=int, metavar="B", help="bits of a weight (default: the mode's, 4 for affine)")
+    parser.add_argument(
+        "--q-group-size", type=int, metavar="G", help="weights that share a scale (default: the mode's)"
+    )
+    parser.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="MLX's mode")
+
+
+def check_quantization(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error where the details of a quantization are given and the quantization is not."""
+    sizes_given = args.q_bits is not None or args.q_group_size is not None
+    if not args.quantize and (sizes_given or args.q_mode != "affine"):
+        parser.error("--q-bits, --q-group-size and --q-mode go with -q")
+
+
+class Progress:
+    """A line on standard error that counts images, where that is a terminal and there is more than one image."""
+
+    def __init__(self, total: int):
+        self._total = total
+        self._visible = sys.stderr.isatty() and total > 1
+        self._start = time.monotonic()
+
+    def show(self, done: int) -> None:
+        if self._visible and done < self._total:
+            rate = done / max(time.monotonic() - self._start, 1e-9)
+            print(f"\r\033[K{done} of {self._total} images, {rate:.1f} a second", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._visible:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"

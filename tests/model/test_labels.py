@@ -1,0 +1,89 @@
+"""The labels of the classes: whose names are used when."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlx_convnextv2 import ConvNextV2Config
+from mlx_convnextv2.model.labels import class_labels, imagenet_1k
+
+
+def placeholders(count: int) -> dict[int, str]:
+    """What transformers writes for classes that nobody named."""
+    return {index: f"LABEL_{index}" for index in range(count)}
+
+
+def test_there_are_1000_imagenet_names():
+    assert len(imagenet_1k()) == 1000
+    assert all(name and name == name.strip() for name in imagenet_1k())
+    # Two synsets share the lemma "crane", the bird and the machine; all the others differ.
+    assert len(set(imagenet_1k())) == 999
+
+
+@pytest.mark.parametrize(
+    ("index", "name"),
+    [  # as in the config.json of the published checkpoints; one line too many or too few moves all that follow
+        (0, "tench, Tinca tinca"),
+        (1, "goldfish, Carassius auratus"),
+        (134, "crane"),
+        (207, "golden retriever"),
+        (281, "tabby, tabby cat"),
+        (291, "lion, king of beasts, Panthera leo"),
+        (388, "giant panda, panda, panda bear, coon bear, Ailuropoda melanoleuca"),
+        (517, "crane"),
+        (638, "maillot"),
+        (639, "maillot, tank suit"),
+        (817, "sports car, sport car"),
+        (963, "pizza, pizza pie"),
+        (986, "yellow lady's slipper, yellow lady-slipper, Cypripedium calceolus, Cypripedium parviflorum"),
+        (999, "toilet tissue, toilet paper, bathroom tissue"),
+    ],
+)
+def test_imagenet_names_stand_at_their_index(index, name):
+    assert imagenet_1k()[index] == name
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+def test_a_checkpoints_own_labels_win(count):
+    own = {index: f"thing {index}" for index in range(count)}
+    assert class_labels(ConvNextV2Config(id2label=own)) == list(own.values())
+
+
+def test_labels_come_in_the_order_of_the_logits():
+    # JSON has strings as keys, and writers sort them as such: "10" before "2"
+    config = ConvNextV2Config.from_dict({"id2label": {str(i): f"thing {i}" for i in (0, 1, 10, 11, *range(2, 10))}})
+    assert class_labels(config) == [f"thing {i}" for i in range(12)]
+
+
+def test_a_label_that_only_looks_like_a_placeholder_among_others_is_kept():
+    labels = {**placeholders(1000), 5: "my cat"}
+    assert class_labels(ConvNextV2Config(id2label=labels)) == list(labels.values())
+
+
+@pytest.mark.parametrize("fields", [{"num_labels": 1000}, {"id2label": placeholders(1000)}])
+def test_1000_classes_without_labels_get_imagenets_names(fields):
+    assert class_labels(ConvNextV2Config(**fields)) == list(imagenet_1k())
+
+
+@pytest.mark.parametrize("count", [1, 2, 999, 1001])
+@pytest.mark.parametrize("given", [True, False])
+def test_other_numbers_of_classes_without_labels_get_placeholders(count, given):
+    fields = {"id2label": placeholders(count)} if given else {"num_labels": count}
+    assert class_labels(ConvNextV2Config(**fields)) == list(placeholders(count).values())
+
+
+def test_placeholders_keep_their_own_numbers():
+    assert class_labels(ConvNextV2Config(id2label={0: "LABEL_1", 1: "LABEL_0"})) == ["LABEL_1", "LABEL_0"]
+
+
+def test_two_classes_may_share_a_label():
+    assert class_labels(ConvNextV2Config(id2label={0: "crane", 1: "dog", 2: "crane"})) == ["crane", "dog", "crane"]
+
+
+def test_no_classes_have_no_labels():
+    assert class_labels(ConvNextV2Config(num_labels=0)) == []
+
+
+def test_labels_keep_their_spelling():
+    labels = ["überraschend", "猫", "a, b", ' "quoted" ', ""]
+    assert class_labels(ConvNextV2Config(id2label=dict(enumerate(labels)))) == labels
