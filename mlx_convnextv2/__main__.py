@@ -12,6 +12,7 @@ from . import terminal
 COMMANDS = {
     "classify": "name what images show",
     "convert": "convert a checkpoint to MLX, or back to transformers",
+    "evaluate": "measure how good a checkpoint is on labelled images",
     "export": "write a model as a graph that MLX runs from C++, Swift or Python",
     "benchmark": "measure a checkpoint on this device",
 }

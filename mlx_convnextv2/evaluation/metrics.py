@@ -39,6 +39,22 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def confusion_shares(
+    labels: np.ndarray, predictions: np.ndarray, num_classes: int, most: int = 1000
+) -> tuple[np.ndarray, int]:
+    """The confusion matrix for the eye: each row as shares of its images, neighbours joined where there are many.
+
+    The whole matrix of very many classes would not fit into memory.
+
+    Returns:
+        (S, S) with S of at most `most`, rows without images all 0, and how many classes a row stands for.
+    """
+    group = max(1, -(-num_classes // most))
+    side = -(-num_classes // group)
+    counts = confusion_matrix(np.asarray(labels) // group, np.asarray(predictions) // group, side)
+    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), group
+
+
 @dataclass(frozen=True)
 class ClassMetrics:
     """For each class, (K,): how many images it has, how many answers name it, how many of these are right."""

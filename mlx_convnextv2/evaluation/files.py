@@ -1,0 +1,56 @@
+"""The files that an evaluation writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..benchmarking import outputs
+
+if TYPE_CHECKING:
+    from .results import Evaluation
+
+_Name = str | os.PathLike[str] | None
+
+
+def check_outputs(*, json: _Name = None, csv: _Name = None, plot: _Name = None, report: _Name = None) -> None:
+    """Raise what `Evaluation.write` would raise, rather than after minutes of measuring.
+
+    Raises:
+        OSError: a file cannot be written.
+        ValueError: two of them are one file; the plot needs matplotlib, or is of a kind that is not drawn.
+    """
+    named = [Path(file).expanduser() for file in (json, csv, plot, report) if file is not None]
+    if len({file.resolve() for file in named if not file.exists() or file.is_file()}) < len(
+        [file for file in named if not file.exists() or file.is_file()]
+    ):
+        raise ValueError("two of the files to write are one: give each its own name")
+    if plot is not None:
+        from . import plots
+
+        plots.check(Path(plot))
+    for file in named:
+        outputs.check(file)
+
+
+def write(evaluation: Evaluation, files: Mapping[str, _Name]) -> None:
+    check_outputs(**files)
+    for kind, name in files.items():
+        if name is not None:
+            outputs.write(Path(name).expanduser(), _content(evaluation, kind, Path(name)))
+
+
+def _content(evaluation: Evaluation, kind: str, file: Path) -> bytes:
+    if kind == "plot":
+        from . import plots
+
+        return plots.drawn(evaluation, file.suffix[1:].lower())
+    if kind == "report":
+        from .report import page
+
+        return page.page(evaluation).encode("utf-8", "backslashreplace")
+    from . import records
+
+    return records.as_json(evaluation) if kind == "json" else records.as_csv(evaluation)

@@ -1,0 +1,107 @@
+"""What was found as a picture: calibration, the classes, and which are confused."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..messages import cut, printable
+
+if TYPE_CHECKING:
+    from .results import Evaluation
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, for all eyes
+_NAMED = 30  # classes whose names fit beside the matrix
+_COUNTED = 15  # classes whose counts fit into it
+_NAME = 20  # characters of a label
+
+
+def check(file: Path) -> None:
+    """Raise a ValueError where matplotlib is missing or `file` is of no kind that is drawn."""
+    if file.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"the plot's file must end in {', '.join(SUFFIXES)}, not {file.name!r}")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError('--plot needs matplotlib: pip install "mlx_convnextv2[benchmark]"')
+
+
+def drawn(evaluation: Evaluation, kind: str) -> bytes:
+    """Three panels as the bytes of a file of this kind: "png", "svg" or "pdf"."""
+    import matplotlib
+    from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
+
+    style: Any = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+        "axes.titlesize": 11,
+        "text.parse_math": False,  # a label may have dollars in it
+    }
+    with matplotlib.rc_context(style):
+        side = 6.0 + 0.12 * min(len(evaluation.labels), _NAMED)
+        figure: Any = Figure(figsize=(4.4 + side, side), layout="constrained")
+        left, right = figure.subfigures(1, 2, width_ratios=[4.4, side])
+        calibration, classes = left.subplots(2, 1)
+        _calibration(calibration, evaluation)
+        _classes(classes, evaluation)
+        _confusion(right, evaluation)
+        model = cut(printable(evaluation.model), 60)
+        figure.suptitle(f"{model}: top-1 {evaluation.top1:.2%} of {len(evaluation):,} images")
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=150, format=kind)
+    return buffer.getvalue()
+
+
+def _calibration(axis: Any, evaluation: Evaluation) -> None:
+    """How often answers of a confidence are right, and how many there are."""
+    found = evaluation.calibration
+    filled = found.counts > 0
+    width = 1 / len(found.counts)
+    share = found.counts / max(found.counts.sum(), 1)
+    axis.bar(found.edges[:-1] + width / 2, share, width, color=_GREY, alpha=0.35, label="share of the answers")
+    axis.plot([0, 1], [0, 1], ":", color="0.4", label="as often as claimed")
+    axis.plot(found.confidence[filled], found.accuracy[filled], "o-", color=_BLUE, markersize=4, label="accuracy")
+    axis.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", title=f"Calibration, error {found.expected_error:.1%}")
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
+
+
+def _classes(axis: Any, evaluation: Evaluation) -> None:
+    """F1 of the classes from the lowest to the highest."""
+    found = evaluation.classes
+    present = np.flatnonzero(found.support)
+    order = present[np.argsort(found.f1[present], kind="stable")]
+    axis.bar(range(len(order)), found.f1[order], 0.8 if len(order) <= 60 else 1.0, color=_ORANGE)
+    axis.set(ylim=(0, 1.02), title=f"F1 by class, mean {found.macro()[2]:.1%}")
+    if len(order) <= _NAMED:
+        axis.set_xticks(range(len(order)), [_name(evaluation, i) for i in order], rotation=90, fontsize=8)
+    else:
+        axis.set_xlabel(f"{len(order)} classes in the order of their F1")
+
+
+def _confusion(figure: Any, evaluation: Evaluation) -> None:
+    """Each row is a class, shaded by the share of its images that each answer has."""
+    axis = figure.subplots()
+    matrix, groups = evaluation.confusion_shares()
+    image = axis.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the class's images")
+    of = f", {groups} classes a cell" if groups > 1 else ""
+    axis.set(title=f"Confusion matrix{of}", xlabel="answer", ylabel="right class")
+    axis.spines[:].set_visible(False)
+    count = len(evaluation.labels)
+    if count <= _NAMED:
+        names = [_name(evaluation, i) for i in range(count)]
+        axis.set_xticks(range(count), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(count), names, fontsize=8)
+    if count <= _COUNTED:
+        for (row, column), images in np.ndenumerate(evaluation.confusion_matrix):
+            if images:
+                colour = "white" if matrix[row, column] > 0.5 else "black"
+                axis.text(column, row, f"{images:,}", ha="center", va="center", fontsize=8, color=colour)
+
+
+def _name(evaluation: Evaluation, index: int) -> str:
+    return cut(printable(evaluation.labels[index]), _NAME)

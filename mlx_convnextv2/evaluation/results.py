@@ -1,0 +1,168 @@
+"""What was found: the answer to each image, and what follows from them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import metrics
+from .metrics import Calibration, ClassMetrics
+
+TOP = 5  # answers that are kept of each image
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be read or answered, and why. It counts in no figure."""
+
+    image: Path
+    error: str
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of the class `label` were answered with the class `prediction`; both are indices."""
+
+    label: int
+    prediction: int
+    images: int
+
+
+@dataclass
+class Evaluation:
+    """The answers of a model to N labelled images, and what they are worth. As a string it is a table.
+
+    Args:
+        model: its name.
+        data: where the images are from.
+        labels: the names of the K classes, in the order of the logits.
+        images: the files that were answered, N of them.
+        targets: the right class of each, (N,) int64.
+        answers: the best classes of each, the best first, (N, min(K, 5)) int64.
+        scores: their probabilities, (N, min(K, 5)) float32.
+        target_scores: the probability of the right class, (N,) float32.
+        ranks: how many classes came before the right one, (N,) int64.
+        losses: the cross-entropy of each image in nats, (N,) float32.
+        failures: images that could not be answered.
+        seconds: what it took, reading the images included.
+        folder: of the model, where it has one.
+    """
+
+    model: str
+    data: str
+    labels: list[str]
+    images: list[Path]
+    targets: np.ndarray
+    answers: np.ndarray
+    scores: np.ndarray
+    target_scores: np.ndarray
+    ranks: np.ndarray
+    losses: np.ndarray
+    failures: list[Failure] = field(default_factory=list)
+    seconds: float = 0.0
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def predictions(self) -> np.ndarray:
+        """The answered class of each image, (N,)."""
+        return self.answers[:, 0]
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether each answer is right, (N,) bool."""
+        return self.ranks == 0
+
+    @property
+    def top1(self) -> float:
+        return metrics.share(self.ranks < 1)
+
+    @property
+    def top5(self) -> float:
+        """The share of images whose right class is among the five best; 1 where there are no more classes."""
+        return metrics.share(self.ranks < 5)
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy, in nats."""
+        return metrics.share(self.losses.astype(np.float64))
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """Where top-1 on all such images lies, with 95 % confidence, as far as chance in their choice goes."""
+        return metrics.interval(int(self.correct.sum()), len(self))
+
+    @cached_property
+    def classes(self) -> ClassMetrics:
+        return ClassMetrics.of(self.targets, self.predictions, len(self.labels))
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        return metrics.calibration(self.scores[:, 0], self.correct)
+
+    @property
+    def confusion_matrix(self) -> np.ndarray:
+        """(K, K): the row is the right class, the column what was answered."""
+        return metrics.confusion_matrix(self.targets, self.predictions, len(self.labels))
+
+    def confusion_shares(self, most: int = 1000) -> tuple[np.ndarray, int]:
+        """As `metrics.confusion_shares`: the matrix for the eye, of at most `most` rows."""
+        return metrics.confusion_shares(self.targets, self.predictions, len(self.labels), most)
+
+    @cached_property
+    def confusions(self) -> list[Confusion]:
+        """What the confusion matrix holds beside zeros, the diagonal included, row by row."""
+        pairs, counts = np.unique(np.stack([self.targets, self.predictions]), axis=1, return_counts=True)
+        return [Confusion(*map(int, row)) for row in zip(*pairs, counts, strict=True)]
+
+    def most_confused(self, most: int | None = None) -> list[Confusion]:
+        """The pairs of different classes that were mixed up, the most frequent first."""
+        mixed = [confusion for confusion in self.confusions if confusion.label != confusion.prediction]
+        return sorted(mixed, key=lambda confusion: -confusion.images)[:most]
+
+    def mistakes(self, most: int | None = None) -> list[int]:
+        """The images (indices) with a wrong answer, the most confident first."""
+        order = np.argsort(-self.scores[:, 0], kind="stable")
+        return [int(index) for index in order if self.ranks[index]][:most]
+
+    def __str__(self) -> str:
+        from . import tables
+
+        return tables.table(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """All figures, without the answers to single images but the most confident mistakes."""
+        from . import records
+
+        return records.to_json(self)
+
+    def write(
+        self,
+        *,
+        json: str | os.PathLike[str] | None = None,
+        csv: str | os.PathLike[str] | None = None,
+        plot: str | os.PathLike[str] | None = None,
+        report: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Write files, each whole or not at all. docs/evaluating.md has what they hold.
+
+        Args:
+            json: all figures, as `to_json` has them.
+            csv: one line for each image, those with an error too.
+            plot: calibration, accuracy by class and the confusion matrix, as a .png, .svg or .pdf. Needs matplotlib.
+            report: one HTML page with everything, and the most confident mistakes as pictures. It needs no other file.
+
+        Raises:
+            OSError: a file cannot be written.
+            ValueError: as `check_outputs`.
+        """
+        from . import files
+
+        files.write(self, {"json": json, "csv": csv, "plot": plot, "report": report})

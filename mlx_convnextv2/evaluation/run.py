@@ -1,0 +1,125 @@
+"""Run a classifier on folders of labelled images and gather its answers."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from ..class_folders import ClassFolders
+from ..messages import sentence
+from ..pipeline import ImageClassifier, softmax
+from .matching import match_folders
+from .results import TOP, Evaluation, Failure
+from .splits import find_images
+
+# Called after each image with how many are done, how many there are, and how many answers are right.
+Watch = Callable[[int, int, int], None]
+
+
+def evaluate(
+    model: str | os.PathLike[str] | ImageClassifier,
+    data: str | os.PathLike[str] | ClassFolders,
+    *,
+    split: str | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    dtype: str | None = None,
+    revision: str | None = None,
+    batch_size: int = 32,
+    max_pixels: int | None = None,
+    watch: Watch | None = None,
+) -> Evaluation:
+    """Measure how good a classifier is on images whose classes are known.
+
+    Images are read and prepared in threads while others are classified. One that cannot be read is a failure of the
+    result and counts in no figure.
+
+    Args:
+        model: a Hub id or a folder, or an ImageClassifier, which has its own batch size and dtype.
+        data: a folder with a folder for each class, perhaps with train/, val/ and test/ above them; or what
+            `read_class_folders` returns. `match_folders` says which folder is which class.
+        split: "train", "val", "test" or "all". None takes test/ if there is one, else val/, else the images that the
+            model was not trained with, if its folder says that it was trained on `data`; else all.
+        labels: a file that says which folder is which class, as `match_folders` reads it.
+        dtype, revision: as for `load`.
+        batch_size: images that go through the model at once.
+        max_pixels: refuse larger images.
+        watch: called after each image.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: no such folder, split or checkpoint.
+        OSError, ValueError: as `load`, `read_class_folders` and `match_folders`; no image could be read.
+    """
+    given = model if isinstance(model, ImageClassifier) else None
+    if given is not None and (dtype, revision, max_pixels) != (None, None, None):
+        raise ValueError("dtype, revision and max_pixels are for loading: give them to the ImageClassifier")
+    name = "the model" if isinstance(model, ImageClassifier) else os.fspath(model)
+    folder = Path(name).expanduser() if given is None and Path(name).expanduser().is_dir() else None
+    if isinstance(data, ClassFolders):
+        images, where = data, f"{len(data.classes)} folders of classes"
+    else:
+        images, where = find_images(Path(data).expanduser(), split, folder)
+    classifier = given or ImageClassifier(name, dtype=dtype, revision=revision, batch_size=batch_size)
+    if max_pixels is not None:
+        classifier.processor.max_pixels = max_pixels
+    classes = np.array(match_folders(images.classes, classifier.labels, labels), np.int64)
+    evaluation = _gather(classifier, images.files, classes[np.array(images.labels, np.int64)], watch)
+    evaluation.model, evaluation.data, evaluation.folder = name, where, folder
+    return evaluation
+
+
+def _gather(
+    classifier: ImageClassifier, files: tuple[Path, ...], targets: np.ndarray, watch: Watch | None
+) -> Evaluation:
+    """The answers to the files, of which `targets` has the classes."""
+    start = time.perf_counter()
+    top = min(TOP, len(classifier.labels))
+    answers, scores = np.zeros((len(files), top), np.int64), np.zeros((len(files), top), np.float32)
+    target_scores, losses = np.zeros(len(files), np.float32), np.zeros(len(files), np.float32)
+    ranks = np.zeros(len(files), np.int64)
+    answered = np.zeros(len(files), bool)
+    failures: list[Failure] = []
+    right = 0
+    with closing(classifier.stream_logits(list(files))) as results:
+        for index, (result, logits) in enumerate(results):
+            if logits is None:
+                failures.append(Failure(result.image, sentence(result.error or ValueError("no answer"))))
+            else:
+                target = targets[index]
+                probabilities = softmax(logits)
+                order = np.argsort(-probabilities, kind="stable")
+                answers[index], scores[index] = order[:top], probabilities[order[:top]]
+                target_scores[index] = probabilities[target]
+                losses[index] = _cross_entropy(logits, target)
+                ranks[index] = np.flatnonzero(order == target)[0]
+                answered[index] = True
+                right += ranks[index] == 0
+            if watch is not None:
+                watch(index + 1, len(files), int(right))
+    if not answered.any():
+        first = f", the first because {failures[0].error}" if failures else ""
+        raise ValueError(f"none of the {len(files)} images could be read{first}")
+    return Evaluation(
+        model="",
+        data="",
+        labels=classifier.labels,
+        images=[file for file, good in zip(files, answered, strict=True) if good],
+        targets=targets[answered],
+        answers=answers[answered],
+        scores=scores[answered],
+        target_scores=target_scores[answered],
+        ranks=ranks[answered],
+        losses=losses[answered],
+        failures=failures,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _cross_entropy(logits: np.ndarray, target: int) -> float:
+    """-log of the softmax at the target, without the rounding to 0 of a probability: (K,) -> nats."""
+    shifted = logits.astype(np.float64) - logits.max()
+    return float(np.log(np.exp(shifted).sum()) - shifted[target])

@@ -1,0 +1,86 @@
+"""Which of the images below a folder a model is measured on: never, unless asked, those it was trained with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..class_folders import ClassFolders, find_split_folders, find_splits, read_class_folders
+from ..messages import short
+
+SPLITS = ("test", "val", "train", "all")
+ARGS_FILE = "args.yaml"  # what `train` was told, in the folder that it writes
+_MAX_ARGS_BYTES = 100_000
+
+
+def find_images(data: Path, split: str | None, model_folder: Path | None) -> tuple[ClassFolders, str]:
+    """The images to measure on, and words for where they are from.
+
+    Args:
+        data: a folder with a folder for each class, perhaps with train/, val/ and test/ above them.
+        split: "test", "val", "train" or "all" for which of them. None takes the first of test/ and val/ that is there;
+            without them the images that training set aside, if `model_folder` says that it used this very folder; else
+            all.
+        model_folder: where a trained model lies.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError, ValueError: as `read_class_folders`; also a split that is not there.
+    """
+    if split not in (None, *SPLITS):
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {short(split)}")
+    folders = find_split_folders(data)
+    if split is None:
+        split = next((name for name in ("test", "val") if name in folders), None)
+    if split in folders and not (split == "train" and "val" not in folders):
+        return read_class_folders(folders[split]), os.fspath(folders[split])
+    root = folders.get("train", data)
+    if split == "all":
+        if len(folders) > 1:
+            raise ValueError(f"{data} is split into {', '.join(sorted(folders))}: say which to measure on, not all")
+        return read_class_folders(root), os.fspath(root)
+    if split == "test":
+        raise FileNotFoundError(f"{data} has no test/: leave the split out, or add it")
+    used = _split_in_training(model_folder, data) if model_folder is not None else None
+    if used is not None:
+        share, seed = used
+        splits = find_splits(data, share, seed)
+        if split == "train":
+            return splits.train, f"{root}, the {1 - share:.0%} that the model was trained with"
+        return splits.val, f"{root}, the {share:.0%} that training set aside"
+    if split == "train" and "train" in folders:
+        return read_class_folders(root), os.fspath(root)
+    if split is not None:
+        raise FileNotFoundError(
+            f"{data} has no {split}/, and the model does not say that it was trained on it: leave the split out"
+        )
+    return read_class_folders(root), os.fspath(root)
+
+
+def _split_in_training(model_folder: Path, data: Path) -> tuple[float, int] | None:
+    """The share that training set aside of this very folder, and its seed, or None if the model does not say so."""
+    values = _read_args(model_folder / ARGS_FILE)
+    name, share, seed = (values.get(key) for key in ("data", "val_split", "seed"))
+    if isinstance(name, str) and isinstance(share, float) and 0 < share < 1 and type(seed) is int:
+        with suppress(OSError, ValueError):  # such as a folder that is gone
+            if os.path.samefile(name, data):
+                return share, seed
+    return None
+
+
+def _read_args(file: Path) -> Mapping[str, Any]:
+    """The options of a YAML file; none where it is no such file."""
+    import yaml  # with huggingface_hub
+
+    if not file.is_file() or file.stat().st_size > _MAX_ARGS_BYTES:
+        return {}
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could stand for gigabytes
+            return {}
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return values if isinstance(values, Mapping) else {}
