@@ -48,9 +48,9 @@ def _content(evaluation: Evaluation, kind: str, file: Path) -> bytes:
 
         return plots.drawn(evaluation, file.suffix[1:].lower())
     if kind == "report":
-        from .report import page
+        from .report.page import as_html
 
-        return page.page(evaluation).encode("utf-8", "backslashreplace")
+        return as_html(evaluation).encode("utf-8", "backslashreplace")
     from . import records
 
     return records.as_json(evaluation) if kind == "json" else records.as_csv(evaluation)

@@ -39,20 +39,22 @@ def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: i
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def confusion_shares(
-    labels: np.ndarray, predictions: np.ndarray, num_classes: int, most: int = 1000
-) -> tuple[np.ndarray, int]:
-    """The confusion matrix for the eye: each row as shares of its images, neighbours joined where there are many.
+def mistake_shares(labels: np.ndarray, predictions: np.ndarray, num_classes: int, most: int) -> tuple[np.ndarray, int]:
+    """The confusion matrix for the eye: mistakes alone, as shares of each row's images, neighbours joined where many.
 
-    The whole matrix of very many classes would not fit into memory.
+    Args:
+        most: rows.
 
     Returns:
         (S, S) with S of at most `most`, rows without images all 0, and how many classes a row stands for.
     """
+    labels, predictions = np.asarray(labels, np.int64), np.asarray(predictions, np.int64)
     group = max(1, -(-num_classes // most))
     side = -(-num_classes // group)
-    counts = confusion_matrix(np.asarray(labels) // group, np.asarray(predictions) // group, side)
-    return counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), group
+    wrong = labels != predictions
+    counts = confusion_matrix(labels[wrong] // group, predictions[wrong] // group, side)
+    images = np.bincount(labels // group, minlength=side)
+    return counts / np.maximum(images, 1)[:, None], group
 
 
 @dataclass(frozen=True)

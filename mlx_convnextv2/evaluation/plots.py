@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".svg", ".pdf")
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, for all eyes
 _NAMED = 30  # classes whose names fit beside the matrix
 _COUNTED = 15  # classes whose counts fit into it
+_ROWS = 125  # of the matrix, where there are more classes
 _NAME = 20  # characters of a label
 
 
@@ -83,24 +84,28 @@ def _classes(axis: Any, evaluation: Evaluation) -> None:
 
 
 def _confusion(figure: Any, evaluation: Evaluation) -> None:
-    """Each row is a class, shaded by the share of its images that each answer has."""
+    """Each row is a class, shaded by the share of its images that each answer has; of many classes, mistakes alone."""
     axis = figure.subplots()
-    matrix, groups = evaluation.confusion_shares()
-    image = axis.imshow(matrix, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the class's images")
-    of = f", {groups} classes a cell" if groups > 1 else ""
-    axis.set(title=f"Confusion matrix{of}", xlabel="answer", ylabel="right class")
-    axis.spines[:].set_visible(False)
     count = len(evaluation.labels)
+    axis.set(title="Confusion matrix", xlabel="answer", ylabel="right class")
     if count <= _NAMED:
+        matrix = evaluation.confusion_matrix
+        shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+        image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
         names = [_name(evaluation, i) for i in range(count)]
         axis.set_xticks(range(count), names, rotation=90, fontsize=8)
         axis.set_yticks(range(count), names, fontsize=8)
-    if count <= _COUNTED:
-        for (row, column), images in np.ndenumerate(evaluation.confusion_matrix):
-            if images:
-                colour = "white" if matrix[row, column] > 0.5 else "black"
+        for (row, column), images in np.ndenumerate(matrix):
+            if images and count <= _COUNTED:
+                colour = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, f"{images:,}", ha="center", va="center", fontsize=8, color=colour)
+    else:
+        shares, group = evaluation.mistake_shares(_ROWS)
+        image = axis.imshow(shares, cmap="Oranges", norm="linear", vmin=0, interpolation="nearest")
+        joined = f", {group} classes a row" if group > 1 else ""
+        axis.set_title(f"Mistakes{joined}")
+    figure.colorbar(image, ax=axis, shrink=0.6, label="share of the images of the row")
+    axis.spines[:].set_visible(False)
 
 
 def _name(evaluation: Evaluation, index: int) -> str:

@@ -112,9 +112,9 @@ class Evaluation:
         """(K, K): the row is the right class, the column what was answered."""
         return metrics.confusion_matrix(self.targets, self.predictions, len(self.labels))
 
-    def confusion_shares(self, most: int = 1000) -> tuple[np.ndarray, int]:
-        """As `metrics.confusion_shares`: the matrix for the eye, of at most `most` rows."""
-        return metrics.confusion_shares(self.targets, self.predictions, len(self.labels), most)
+    def mistake_shares(self, most: int) -> tuple[np.ndarray, int]:
+        """As `metrics.mistake_shares`: the mistakes for the eye, in a matrix of at most `most` rows."""
+        return metrics.mistake_shares(self.targets, self.predictions, len(self.labels), most)
 
     @cached_property
     def confusions(self) -> list[Confusion]:

@@ -1,0 +1,98 @@
+"""An evaluation as one HTML page: its style, script and pictures are within it, and nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from datetime import date
+from pathlib import Path
+
+from ... import __version__
+from ..results import Evaluation
+from .calibration import calibration
+from .classes import classes
+from .confusion import confusion
+from .html import name, paragraph, percent, section, text
+from .pictures import mistakes
+from .training import training
+
+_HERE = Path(__file__).parent
+_FAILED = 100  # files that are listed
+
+
+def as_html(evaluation: Evaluation, pictures: int = 24) -> str:
+    """The page. A browser is told to load nothing and to run no script but the page's own.
+
+    Args:
+        pictures: of mistakes, at most.
+    """
+    style, script = ((_HERE / file).read_text(encoding="utf-8") for file in ("style.css", "table.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    title = f"{evaluation.top1:.1%} right: {name(evaluation.model)}"
+    parts = [
+        _summary(evaluation),
+        mistakes(evaluation, pictures),
+        confusion(evaluation),
+        classes(evaluation),
+        calibration(evaluation),
+        training(evaluation.folder),
+        _failures(evaluation),
+    ]
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{"".join(parts)}
+{_footer()}
+</main>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _summary(evaluation: Evaluation) -> str:
+    low, high = evaluation.top1_interval
+    precision, recall, f1 = evaluation.classes.macro()
+    present = int((evaluation.classes.support > 0).sum())
+    digits = 1 if len(evaluation) < 2000 else 2
+    tiles = [
+        ("top-1", percent(evaluation.top1, digits), f"{percent(low)} to {percent(high)} with 95 % confidence"),
+        ("top-5", percent(evaluation.top5, digits), "the right class is among the five best"),
+        ("F1", percent(f1), f"mean over classes; precision {percent(precision)}, recall {percent(recall)}"),
+        ("calibration error", percent(evaluation.calibration.expected_error), "between confidence and accuracy"),
+        ("loss", f"{evaluation.loss:.3f}", "mean cross-entropy, in nats"),
+        ("images", f"{len(evaluation):,}", f"in {present:,} of {len(evaluation.labels):,} classes"),
+    ]
+    if len(evaluation.labels) <= 5:
+        del tiles[1]
+    shown = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in tiles)
+    where = f"<p>on {text(evaluation.data)}</p>"
+    return f'<header><h1>{name(evaluation.model)}</h1>{where}</header><dl class="tiles">{shown}</dl>'
+
+
+def _failures(evaluation: Evaluation) -> str:
+    failed = evaluation.failures
+    if not failed:
+        return ""
+    more = f"<li>and {len(failed) - _FAILED:,} more</li>" if len(failed) > _FAILED else ""
+    items = "".join(f"<li>{text(failure.error, 400)}</li>" for failure in failed[:_FAILED])
+    words = f"{len(failed):,} {'image' if len(failed) == 1 else 'images'} could not be answered. No figure counts them."
+    return section("Failures", paragraph(words), f"<ul>{items}{more}</ul>")
+
+
+def _footer() -> str:
+    words = (
+        "Precision is the share of the answers with a class that are right, recall the share of its images that are "
+        "recognised, F1 their harmonic mean; means count each class that has images once."
+    )
+    return f"<footer><p>{words}</p><p>mlx_convnextv2 {__version__}, {date.today().isoformat()}</p></footer>"
