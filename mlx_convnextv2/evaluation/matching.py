@@ -157,10 +157,10 @@ def _plain(name: str) -> str:
 
 
 def _unknown(unknown: list[str], count: int, labels: Sequence[str]) -> str:
-    which = "is no class" if len(unknown) == 1 else f"are no classes, {len(unknown)} of {count}"
+    which = "this folder is no class" if len(unknown) == 1 else f"{len(unknown)} of {count} folders are no classes"
     return (
-        f"these folders {which} of the model: {some(unknown, _LISTED)}. Its {len(labels)} labels are "
-        f"{some([short(label)[1:-1] for label in labels])}: rename the folders, or say which they are with --labels"
+        f"{which} of the model: {some(unknown, _LISTED)}. Its {len(labels)} labels are {some([*map(short, labels)])}: "
+        "rename the folders, or say which they are with --labels"
     )
 
 
