@@ -120,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def benchmark(args: argparse.Namespace) -> int:
     """Measure, print, and write the files; the exit status is 1 where a peer failed or answered differently."""
     from . import benchmarking
-    from .benchmarking import outputs
+    from .files import output_files
 
     options = vars(args)
     function, json_file, plot = (options.pop(name) for name in ("function", "json", "plot"))
@@ -133,7 +133,7 @@ def benchmark(args: argparse.Namespace) -> int:
         plots.check(plot)
     for file in (json_file, plot):
         if file:
-            outputs.check(file)
+            output_files.check(file)
 
     latest: Report[Any] | None = None
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import cli
+from . import terminal
 
 if TYPE_CHECKING:
     from .evaluation.run import Watch
@@ -24,7 +24,9 @@ _EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.parser("evaluate", "Measure how good a checkpoint is on images whose classes are known.", _EXAMPLES)
+    parser = terminal.parser(
+        "evaluate", "Measure how good a checkpoint is on images whose classes are known.", _EXAMPLES
+    )
     parser.add_argument("--model", required=True, metavar="M", help="a Hub id or a folder")
     parser.add_argument(
         "--data",
@@ -40,12 +42,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--labels", metavar="FILE", help="which folder is which class: a name a line in the model's order, or JSON"
     )
     parser.add_argument(
-        "--batch-size", type=cli.positive_int, default=32, metavar="N", help="images at once (default: 32)"
+        "--batch-size", type=terminal.positive_int, default=32, metavar="N", help="images at once (default: 32)"
     )
     parser.add_argument(
-        "--max-pixels", type=cli.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
     )
-    parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line for each image to this file")
     parser.add_argument(
@@ -56,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(evaluate, build_parser().parse_args(argv), "evaluate")
+    return terminal.run(evaluate, build_parser().parse_args(argv), "evaluate")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -64,17 +68,17 @@ def evaluate(args: argparse.Namespace) -> int:
     options = vars(args)
     files = {name: options.pop(name) for name in ("json", "csv", "plot", "report")}
     if sys.stderr.isatty():
-        cli.say(f"Loading {args.model} ...")  # before the slow imports
+        terminal.say(f"Loading {args.model} ...")  # before the slow imports
     from .evaluation import check_outputs, evaluate as measure
 
     check_outputs(**files)
     with _progress() as watch:
         evaluation = measure(options.pop("model"), options.pop("data"), **options, watch=watch)
     for failure in evaluation.failures:
-        cli.say(f"evaluate: {failure.error}")
-    cli.tell(evaluation)
+        terminal.say(f"evaluate: {failure.error}")
+    terminal.tell(evaluation)
     evaluation.write(**files)
-    return cli.SOME_FAILED if evaluation.failures else cli.DONE
+    return terminal.SOME_FAILED if evaluation.failures else terminal.DONE
 
 
 @contextmanager
@@ -97,7 +101,9 @@ def _progress() -> Iterator[Watch]:
         except KeyboardInterrupt:
             if done:
                 bar.close()
-                cli.say(f"evaluate: interrupted after {done:,} of {total:,} images: top-1 so far {right / done:.1%}")
+                terminal.say(
+                    f"evaluate: interrupted after {done:,} of {total:,} images: top-1 so far {right / done:.1%}"
+                )
             raise
 
 

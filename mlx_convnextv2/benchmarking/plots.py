@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import outputs
+from ..files import output_files
 from .findings import ColdStart, Findings, Measurement, Point, Spread
 from .peers import OURS, PEERS
 from .tables import digits
@@ -43,7 +43,7 @@ def draw(report: Findings[Any], file: Path) -> None:
         _DRAWINGS[report.mode](figure, report)
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=150, format=file.suffix[1:].lower())
-    outputs.write(file, buffer.getvalue())
+    output_files.write(file, buffer.getvalue())
 
 
 def _compare(figure: Any, report: Findings[Measurement]) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from . import outputs, tables
+from ..files import output_files
+from . import tables
 from .findings import Contender, Failure, Finding, Findings, Growth, LeftOut, News, Result
 
 Watch = Callable[["Report[Any]", News], None]
@@ -49,7 +50,7 @@ class Report(Findings[Result]):
         Raises:
             OSError: the file cannot be written.
         """
-        outputs.write(file, f"{json.dumps(self.to_json(), indent=2)}\n".encode())
+        output_files.write(file, f"{json.dumps(self.to_json(), indent=2)}\n".encode())
 
     def __str__(self) -> str:
         return tables.report(self)

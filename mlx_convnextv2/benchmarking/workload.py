@@ -15,9 +15,9 @@ from PIL import Image
 from ..checkpoints.load import load
 from ..checkpoints.processor import ConvNextImageProcessor
 from ..checkpoints.save import save
+from ..files.output_files import temporary_files
 from ..model.config import ConvNextV2Config
 from ..model.convnextv2 import ConvNextV2ForImageClassification
-from .outputs import temporary_files
 
 _DIGITS = Path(__file__).parent.parent / "demo" / "images"
 

@@ -13,12 +13,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation as Evaluation
     from .files import check_outputs as check_outputs
-    from .results import Evaluation as Evaluation
     from .run import evaluate as evaluate
 
 # Imported on first use: `evaluate --help` loads nothing heavy.
-_MODULES = {"evaluate": "run", "Evaluation": "results", "check_outputs": "files"}
+_MODULES = {"evaluate": "run", "Evaluation": "evaluation", "check_outputs": "files"}
 
 __all__ = [*_MODULES]
 
@@ -26,7 +26,7 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .. import blas
+    from ..runtime import mlx_blas
 
-    blas.load()  # before the first import of MLX
+    mlx_blas.load()  # before the first import of MLX
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

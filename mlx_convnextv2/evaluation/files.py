@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..benchmarking import outputs
+from ..files import output_files
 
 if TYPE_CHECKING:
-    from .results import Evaluation
+    from .findings import Findings
 
 _Name = str | os.PathLike[str] | None
 
@@ -23,34 +23,33 @@ def check_outputs(*, json: _Name = None, csv: _Name = None, plot: _Name = None, 
         ValueError: two of them are one file; the plot needs matplotlib, or is of a kind that is not drawn.
     """
     named = [Path(file).expanduser() for file in (json, csv, plot, report) if file is not None]
-    if len({file.resolve() for file in named if not file.exists() or file.is_file()}) < len(
-        [file for file in named if not file.exists() or file.is_file()]
-    ):
+    own = [file.resolve() for file in named if file.is_file() or not file.exists()]  # rather than /dev/stdout
+    if len(set(own)) < len(own):
         raise ValueError("two of the files to write are one: give each its own name")
     if plot is not None:
         from . import plots
 
         plots.check(Path(plot))
     for file in named:
-        outputs.check(file)
+        output_files.check(file)
 
 
-def write(evaluation: Evaluation, files: Mapping[str, _Name]) -> None:
+def write(findings: Findings, files: Mapping[str, _Name]) -> None:
     check_outputs(**files)
     for kind, name in files.items():
         if name is not None:
-            outputs.write(Path(name).expanduser(), _content(evaluation, kind, Path(name)))
+            output_files.write(Path(name).expanduser(), _content(findings, kind, Path(name)))
 
 
-def _content(evaluation: Evaluation, kind: str, file: Path) -> bytes:
+def _content(findings: Findings, kind: str, file: Path) -> bytes:
     if kind == "plot":
         from . import plots
 
-        return plots.drawn(evaluation, file.suffix[1:].lower())
+        return plots.drawn(findings, file.suffix[1:].lower())
     if kind == "report":
         from .report.page import as_html
 
-        return as_html(evaluation).encode("utf-8", "backslashreplace")
+        return as_html(findings).encode("utf-8", "backslashreplace")
     from . import records
 
-    return records.as_json(evaluation) if kind == "json" else records.as_csv(evaluation)
+    return records.as_json(findings) if kind == "json" else records.as_csv(findings)

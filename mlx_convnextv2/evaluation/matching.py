@@ -6,23 +6,15 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 
-from ..config import read_json
-from ..label_files import composed, read_names
-from ..labels import IMAGENET_1K
+from ..checkpoints.label_files import composed, read_names
+from ..files.json_files import read_json
 from ..messages import short, some
+from ..model.labels import imagenet_1k, imagenet_1k_synsets
 
-_SYNSETS = Path(__file__).parent / "imagenet_synsets.txt"
 _LISTED = 20  # names in an error
 _SAME = 0.9  # of 1000 labels that ImageNet's have to be like for its numbers to count
-
-
-@cache
-def synset_ids() -> tuple[str, ...]:
-    """WordNet 3.0's number of each of ImageNet-1k's classes, in their order: n01440764 (tench) to n15075141."""
-    return tuple(_SYNSETS.read_text(encoding="ascii").split())
 
 
 def match_folders(
@@ -89,15 +81,15 @@ def _lookups(labels: Sequence[str]) -> list[_Lookup]:
 
 def _synsets(labels: Sequence[str], synonyms: _Lookup) -> _Lookup:
     """ImageNet's numbers: by the class's place where the labels are ImageNet's, else by the names of the number."""
-    if len(labels) == len(IMAGENET_1K):
+    if len(labels) == len(imagenet_1k()):
         like = sum(
             not {*map(_plain, own.split(","))}.isdisjoint(map(_plain, names.split(",")))
-            for own, names in zip(labels, IMAGENET_1K, strict=True)
+            for own, names in zip(labels, imagenet_1k(), strict=True)
         )
         if like >= _SAME * len(labels):
-            return _Lookup(str, {number: {index} for index, number in enumerate(synset_ids())})
+            return _Lookup(str, {number: {index} for index, number in enumerate(imagenet_1k_synsets())})
     numbers = _Lookup(str)
-    for number, names in zip(synset_ids(), IMAGENET_1K, strict=True):
+    for number, names in zip(imagenet_1k_synsets(), imagenet_1k(), strict=True):
         for index in set().union(*map(synonyms.get, names.split(","))):
             numbers.add([number], index)
     return numbers

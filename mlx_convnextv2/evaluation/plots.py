@@ -12,7 +12,7 @@ import numpy as np
 from ..messages import cut, printable
 
 if TYPE_CHECKING:
-    from .results import Evaluation
+    from .findings import Findings
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, for all eyes
@@ -30,7 +30,7 @@ def check(file: Path) -> None:
         raise ValueError('--plot needs matplotlib: pip install "mlx_convnextv2[benchmark]"')
 
 
-def drawn(evaluation: Evaluation, kind: str) -> bytes:
+def drawn(findings: Findings, kind: str) -> bytes:
     """Three panels as the bytes of a file of this kind: "png", "svg" or "pdf"."""
     import matplotlib
     from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
@@ -43,23 +43,23 @@ def drawn(evaluation: Evaluation, kind: str) -> bytes:
         "text.parse_math": False,  # a label may have dollars in it
     }
     with matplotlib.rc_context(style):
-        side = 6.0 + 0.12 * min(len(evaluation.labels), _NAMED)
+        side = 6.0 + 0.12 * min(len(findings.labels), _NAMED)
         figure: Any = Figure(figsize=(4.4 + side, side), layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=[4.4, side])
         calibration, classes = left.subplots(2, 1)
-        _calibration(calibration, evaluation)
-        _classes(classes, evaluation)
-        _confusion(right, evaluation)
-        model = cut(printable(evaluation.model), 60)
-        figure.suptitle(f"{model}: top-1 {evaluation.top1:.2%} of {len(evaluation):,} images")
+        _calibration(calibration, findings)
+        _classes(classes, findings)
+        _confusion(right, findings)
+        model = cut(printable(findings.model), 60)
+        figure.suptitle(f"{model}: top-1 {findings.top1:.2%} of {len(findings):,} images")
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=150, format=kind)
     return buffer.getvalue()
 
 
-def _calibration(axis: Any, evaluation: Evaluation) -> None:
+def _calibration(axis: Any, findings: Findings) -> None:
     """How often answers of a confidence are right, and how many there are."""
-    found = evaluation.calibration
+    found = findings.calibration
     filled = found.counts > 0
     width = 1 / len(found.counts)
     share = found.counts / max(found.counts.sum(), 1)
@@ -70,29 +70,29 @@ def _calibration(axis: Any, evaluation: Evaluation) -> None:
     axis.legend(frameon=False, fontsize=8, loc="upper left")
 
 
-def _classes(axis: Any, evaluation: Evaluation) -> None:
+def _classes(axis: Any, findings: Findings) -> None:
     """F1 of the classes from the lowest to the highest."""
-    found = evaluation.classes
+    found = findings.classes
     present = np.flatnonzero(found.support)
     order = present[np.argsort(found.f1[present], kind="stable")]
     axis.bar(range(len(order)), found.f1[order], 0.8 if len(order) <= 60 else 1.0, color=_ORANGE)
     axis.set(ylim=(0, 1.02), title=f"F1 by class, mean {found.macro()[2]:.1%}")
     if len(order) <= _NAMED:
-        axis.set_xticks(range(len(order)), [_name(evaluation, i) for i in order], rotation=90, fontsize=8)
+        axis.set_xticks(range(len(order)), [_name(findings, i) for i in order], rotation=90, fontsize=8)
     else:
         axis.set_xlabel(f"{len(order)} classes in the order of their F1")
 
 
-def _confusion(figure: Any, evaluation: Evaluation) -> None:
+def _confusion(figure: Any, findings: Findings) -> None:
     """Each row is a class, shaded by the share of its images that each answer has; of many classes, mistakes alone."""
     axis = figure.subplots()
-    count = len(evaluation.labels)
+    count = len(findings.labels)
     axis.set(title="Confusion matrix", xlabel="answer", ylabel="right class")
     if count <= _NAMED:
-        matrix = evaluation.confusion_matrix
+        matrix = findings.confusion_matrix
         shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-        names = [_name(evaluation, i) for i in range(count)]
+        names = [_name(findings, i) for i in range(count)]
         axis.set_xticks(range(count), names, rotation=90, fontsize=8)
         axis.set_yticks(range(count), names, fontsize=8)
         for (row, column), images in np.ndenumerate(matrix):
@@ -100,7 +100,7 @@ def _confusion(figure: Any, evaluation: Evaluation) -> None:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 axis.text(column, row, f"{images:,}", ha="center", va="center", fontsize=8, color=colour)
     else:
-        shares, group = evaluation.mistake_shares(_ROWS)
+        shares, group = findings.mistake_shares(_ROWS)
         image = axis.imshow(shares, cmap="Oranges", norm="linear", vmin=0, interpolation="nearest")
         joined = f", {group} classes a row" if group > 1 else ""
         axis.set_title(f"Mistakes{joined}")
@@ -108,5 +108,5 @@ def _confusion(figure: Any, evaluation: Evaluation) -> None:
     axis.spines[:].set_visible(False)
 
 
-def _name(evaluation: Evaluation, index: int) -> str:
-    return cut(printable(evaluation.labels[index]), _NAME)
+def _name(findings: Findings, index: int) -> str:
+    return cut(printable(findings.labels[index]), _NAME)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..class_folders import ClassFolders
+from ..images.class_folders import ClassFolders
+from ..inference.classifier import ImageClassifier, softmax
 from ..messages import sentence
-from ..pipeline import ImageClassifier, softmax
+from .evaluation import Evaluation
+from .findings import TOP, Failure
 from .matching import match_folders
-from .results import TOP, Evaluation, Failure
 from .splits import find_images
 
 # Called after each image with how many are done, how many there are, and how many answers are right.

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ..class_folders import ClassFolders, find_split_folders, find_splits, read_class_folders
+from ..images.class_folders import ClassFolders, find_split_folders, find_splits, read_class_folders
 from ..messages import short
 
 SPLITS = ("test", "val", "train", "all")

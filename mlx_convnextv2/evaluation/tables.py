@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ..messages import cut, printable
-from .results import Evaluation
+from .findings import Findings
 
 _MOST_CLASSES = 30  # lines; of more classes those with the lowest F1
 _MOST_PAIRS = 5
@@ -16,9 +16,9 @@ _MATRIX = 12  # classes whose confusion matrix fits a terminal
 _NAME = 32  # characters of a label
 
 
-def table(evaluation: Evaluation) -> str:
+def table(findings: Findings) -> str:
     """All tables, each a paragraph."""
-    parts = [_figures(evaluation), _classes(evaluation), _matrix(evaluation), _pairs(evaluation), _mistakes(evaluation)]
+    parts = [_figures(findings), _classes(findings), _matrix(findings), _pairs(findings), _mistakes(findings)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -26,43 +26,43 @@ def percent(value: float, digits: int = 1) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}%}"
 
 
-def _figures(evaluation: Evaluation) -> str:
-    low, high = evaluation.top1_interval
-    classes = int((evaluation.classes.support > 0).sum())
-    named = f"{classes} of {len(evaluation.labels)}" if classes < len(evaluation.labels) else f"{classes}"
-    failed = f", {len(evaluation.failures)} failed" if evaluation.failures else ""
-    precision, recall, f1 = evaluation.classes.macro()
-    rate = len(evaluation) / evaluation.seconds if evaluation.seconds else math.nan
+def _figures(findings: Findings) -> str:
+    low, high = findings.top1_interval
+    classes = int((findings.classes.support > 0).sum())
+    named = f"{classes} of {len(findings.labels)}" if classes < len(findings.labels) else f"{classes}"
+    failed = f", {len(findings.failures)} failed" if findings.failures else ""
+    precision, recall, f1 = findings.classes.macro()
+    rate = len(findings) / findings.seconds if findings.seconds else math.nan
     lines = [
-        ("model", evaluation.model),
-        ("images", f"{len(evaluation):,} in {named} classes, from {evaluation.data}{failed}"),
-        ("top-1", f"{percent(evaluation.top1, 2)} (95 % interval {percent(low, 2)} to {percent(high, 2)})"),
-        ("top-5", percent(evaluation.top5, 2)),
-        ("loss", f"{evaluation.loss:.4f}"),
+        ("model", findings.model),
+        ("images", f"{len(findings):,} in {named} classes, from {findings.data}{failed}"),
+        ("top-1", f"{percent(findings.top1, 2)} (95 % interval {percent(low, 2)} to {percent(high, 2)})"),
+        ("top-5", percent(findings.top5, 2)),
+        ("loss", f"{findings.loss:.4f}"),
         ("by class", f"precision {percent(precision)}, recall {percent(recall)}, F1 {percent(f1)}: means over classes"),
-        ("calibration", f"error {percent(evaluation.calibration.expected_error)}, {confidence_words(evaluation)}"),
+        ("calibration", f"error {percent(findings.calibration.expected_error)}, {confidence_words(findings)}"),
         ("speed", f"{rate:,.1f} images a second"),
     ]
-    if len(evaluation.labels) <= 5:
+    if len(findings.labels) <= 5:
         del lines[3]
     return "\n".join(f"{name:<12} {printable(text)}" for name, text in lines)
 
 
-def confidence_words(evaluation: Evaluation) -> str:
+def confidence_words(findings: Findings) -> str:
     """Whether the model claims more or less than it keeps, in words."""
-    claimed = float(np.mean(evaluation.scores[:, 0]))
-    return f"mean confidence {percent(claimed)} where {percent(evaluation.top1)} are right"
+    claimed = float(np.mean(findings.scores[:, 0]))
+    return f"mean confidence {percent(claimed)} where {percent(findings.top1)} are right"
 
 
-def _classes(evaluation: Evaluation) -> str:
-    found = evaluation.classes
+def _classes(findings: Findings) -> str:
+    found = findings.classes
     present = np.flatnonzero(found.support + found.predicted)
     shown = present
     title = ""
     if len(present) > _MOST_CLASSES:
         shown = present[np.argsort(found.f1[present], kind="stable")][:_MOST_CLASSES]
         title = f"The {_MOST_CLASSES} classes with the lowest F1, of {len(present)}:\n"
-    names = [name(evaluation, int(index)) for index in shown]
+    names = [name(findings, int(index)) for index in shown]
     width = max([len("class"), *map(len, names)])
     header = f"{'class':<{width}}  {'precision':>9}  {'recall':>7}  {'F1':>7}  {'images':>7}"
     rows = [
@@ -73,12 +73,12 @@ def _classes(evaluation: Evaluation) -> str:
     return title + "\n".join([header, *rows])
 
 
-def _matrix(evaluation: Evaluation) -> str:
+def _matrix(findings: Findings) -> str:
     """The confusion matrix, where it fits; its columns are numbered as its rows."""
-    if not 1 < len(evaluation.labels) <= _MATRIX:
+    if not 1 < len(findings.labels) <= _MATRIX:
         return ""
-    matrix = evaluation.confusion_matrix
-    names = [f"{index} {name(evaluation, index)}" for index in range(len(matrix))]
+    matrix = findings.confusion_matrix
+    names = [f"{index} {name(findings, index)}" for index in range(len(matrix))]
     width = max(map(len, names))
     cell = max(3, *(len(str(count)) for count in matrix.flat))
     rows = [
@@ -89,21 +89,21 @@ def _matrix(evaluation: Evaluation) -> str:
     return "\n".join(["Confusion matrix: a row is the right class, a column the answer", head, *rows])
 
 
-def _pairs(evaluation: Evaluation) -> str:
-    pairs = evaluation.most_confused(_MOST_PAIRS)
-    lines = [f"  {p.images:>5,}  {name(evaluation, p.label)} -> {name(evaluation, p.prediction)}" for p in pairs]
+def _pairs(findings: Findings) -> str:
+    pairs = findings.most_confused(_MOST_PAIRS)
+    lines = [f"  {p.images:>5,}  {name(findings, p.label)} -> {name(findings, p.prediction)}" for p in pairs]
     return "\n".join(["Most often confused", *lines]) if lines else ""
 
 
-def _mistakes(evaluation: Evaluation) -> str:
+def _mistakes(findings: Findings) -> str:
     lines = []
-    for i in evaluation.mistakes(_MOST_MISTAKES):
-        answer, right = (name(evaluation, int(classes[i])) for classes in (evaluation.predictions, evaluation.targets))
-        score = percent(float(evaluation.scores[i, 0]))
-        lines.append(f"  {score:>6}  {answer}, but it is {right}: {printable(evaluation.images[i])}")
+    for i in findings.mistakes(_MOST_MISTAKES):
+        answer, right = (name(findings, int(classes[i])) for classes in (findings.predictions, findings.targets))
+        score = percent(float(findings.scores[i, 0]))
+        lines.append(f"  {score:>6}  {answer}, but it is {right}: {printable(findings.images[i])}")
     return "\n".join(["Most confident mistakes", *lines]) if lines else ""
 
 
-def name(evaluation: Evaluation, index: int) -> str:
+def name(findings: Findings, index: int) -> str:
     """A class's label, on one line and no longer than a column."""
-    return cut(printable(evaluation.labels[index]), _NAME)
+    return cut(printable(findings.labels[index]), _NAME)

@@ -23,3 +23,9 @@ def class_labels(config: ConvNextV2Config) -> list[str]:
 def imagenet_1k() -> tuple[str, ...]:
     """The WordNet 3.0 lemmas of the 1000 synsets of ILSVRC 2012, ordered by synset id: item i is class i."""
     return tuple(Path(__file__).with_name("imagenet_1k.txt").read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def imagenet_1k_synsets() -> tuple[str, ...]:
+    """WordNet 3.0's number of each of these synsets, in the same order: n01440764 (tench) to n15075141."""
+    return tuple(Path(__file__).with_name("imagenet_1k_synsets.txt").read_text(encoding="ascii").split())

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from mlx_convnextv2.evaluation import Evaluation
-from mlx_convnextv2.evaluation.results import Failure
+from mlx_convnextv2.evaluation.findings import Failure
 
 
 def write_image(path: Path, seed: int) -> Path:

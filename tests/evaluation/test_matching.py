@@ -6,16 +6,16 @@ import unicodedata
 
 import pytest
 
-from mlx_convnextv2.evaluation.matching import match_folders, synset_ids
-from mlx_convnextv2.labels import IMAGENET_1K
+from mlx_convnextv2.evaluation.matching import match_folders
+from mlx_convnextv2.model.labels import imagenet_1k, imagenet_1k_synsets
 
 LABELS = ["tabby, tabby cat", "Golden Retriever", "crane", "crane", "caf\u00e9"]
 
 
 def test_the_numbers_of_imagenet_are_1000_in_their_order():
-    assert len(synset_ids()) == len(set(synset_ids())) == 1000
-    assert list(synset_ids()) == sorted(synset_ids())
-    assert all(re.fullmatch(r"n[0-9]{8}", number) for number in synset_ids())
+    assert len(imagenet_1k_synsets()) == len(set(imagenet_1k_synsets())) == 1000
+    assert list(imagenet_1k_synsets()) == sorted(imagenet_1k_synsets())
+    assert all(re.fullmatch(r"n[0-9]{8}", number) for number in imagenet_1k_synsets())
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_the_numbers_of_imagenet_are_1000_in_their_order():
     ],
 )
 def test_a_number_stands_where_its_name_stands(number, name):
-    assert IMAGENET_1K[synset_ids().index(number)] == name
+    assert imagenet_1k()[imagenet_1k_synsets().index(number)] == name
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_a_name_that_two_classes_share_is_an_error_that_says_what_helps(folder):
 
 
 def test_imagenets_folders_are_its_classes_the_two_cranes_too():
-    numbers = synset_ids()
-    assert match_folders(numbers, IMAGENET_1K) == list(range(1000))
-    assert match_folders(["n03126707", "n02012849"], IMAGENET_1K) == [517, 134]
+    numbers = imagenet_1k_synsets()
+    assert match_folders(numbers, imagenet_1k()) == list(range(1000))
+    assert match_folders(["n03126707", "n02012849"], imagenet_1k()) == [517, 134]
 
 
 def test_labels_that_shorten_imagenets_are_imagenets():
-    short = [name.split(",")[0].upper() for name in IMAGENET_1K]
+    short = [name.split(",")[0].upper() for name in imagenet_1k()]
     short[8] = "chicken"
     assert match_folders(["n01514859", "n03126707"], short) == [8, 517]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..results import Evaluation
+from ..findings import Findings
 from .charts import SHARE, Axis, Bars, Line, chart
 from .html import paragraph, percent, section
 
 _CLOSE = 0.02  # of a difference that is not worth a word
 
 
-def calibration(evaluation: Evaluation) -> str:
-    found = evaluation.calibration
+def calibration(findings: Findings) -> str:
+    found = findings.calibration
     total = max(int(found.counts.sum()), 1)
     bins = [i for i in range(len(found.counts)) if found.counts[i]]
     spans = [f"confidence {percent(found.edges[i], 0)} to {percent(found.edges[i + 1], 0)}" for i in bins]
@@ -33,20 +33,20 @@ def calibration(evaluation: Evaluation) -> str:
         [Line("as often as claimed", [(0, 0), (1, 1)], style="guide"), curve],
         counts,
     )
-    return section("Calibration", paragraph(*_words(evaluation)), drawing)
+    return section("Calibration", paragraph(*_words(findings)), drawing)
 
 
-def _words(evaluation: Evaluation) -> list[str]:
-    claimed = float(np.mean(evaluation.scores[:, 0])) if len(evaluation) else float("nan")
-    gap = claimed - evaluation.top1
+def _words(findings: Findings) -> list[str]:
+    claimed = float(np.mean(findings.scores[:, 0])) if len(findings) else float("nan")
+    gap = claimed - findings.top1
     verdict = "On the whole it claims as much as it keeps."
     if gap > _CLOSE:
         verdict = "It is more confident than it is right: take its percentages with a grain of salt."
     elif gap < -_CLOSE:
         verdict = "It is right more often than it claims."
-    error = evaluation.calibration.expected_error
+    error = findings.calibration.expected_error
     return [
-        f"On average it is {percent(claimed)} confident, and {percent(evaluation.top1)} of its answers are right.",
+        f"On average it is {percent(claimed)} confident, and {percent(findings.top1)} of its answers are right.",
         verdict,
         f"The expected calibration error, the mean distance of the curve from the dotted line, is {percent(error)}.",
     ]

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..results import Evaluation
+from ..findings import Findings
 from .html import name, paragraph, percent, section
 
 _MOST = 2000  # rows
 
 
-def classes(evaluation: Evaluation) -> str:
-    found = evaluation.classes
+def classes(findings: Findings) -> str:
+    found = findings.classes
     present = np.flatnonzero(found.support + found.predicted)
     shown = present[np.argsort(found.f1[present], kind="stable")][:_MOST]
     words = ["Those with the lowest F1 come first; click a heading to sort."]
     if len(shown) < len(present):
         words.append(f"The other {len(present) - len(shown):,} classes are left out.")
-    unseen = len(evaluation.labels) - int((found.support > 0).sum())
+    unseen = len(findings.labels) - int((found.support > 0).sum())
     if unseen:
-        words.append(f"{unseen:,} of the model's {len(evaluation.labels):,} classes have no images here.")
+        words.append(f"{unseen:,} of the model's {len(findings.labels):,} classes have no images here.")
     head = "".join(
         f'<th aria-sort="{"ascending" if title == "F1" else "none"}"><button type="button">{title}</button></th>'
         for title in ("class", "precision", "recall", "F1", "images", "answers")
     )
-    rows = "".join(_row(evaluation, int(index)) for index in shown)
+    rows = "".join(_row(findings, int(index)) for index in shown)
     search = '<input type="search" placeholder="find a class" aria-label="find a class">' if len(shown) > 20 else ""
     table = f'<table class="sortable"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     return section("Classes", paragraph(*words), search, f'<div class="scroll tall">{table}</div>')
 
 
-def _row(evaluation: Evaluation, index: int) -> str:
-    found = evaluation.classes
+def _row(findings: Findings, index: int) -> str:
+    found = findings.classes
     shares = [
         _share(float(values[index]), of > 0)
         for values, of in (
@@ -41,7 +41,7 @@ def _row(evaluation: Evaluation, index: int) -> str:
         )
     ]
     counts = [f'<td class="number">{values[index]:,}</td>' for values in (found.support, found.predicted)]
-    return f"<tr><td>{name(evaluation.labels[index])}</td>{''.join(shares)}{''.join(counts)}</tr>"
+    return f"<tr><td>{name(findings.labels[index])}</td>{''.join(shares)}{''.join(counts)}</tr>"
 
 
 def _share(value: float, defined: bool) -> str:

@@ -8,7 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ..results import Evaluation
+from ..findings import Findings
 from .html import name, paragraph, percent, section, text
 
 _TABLE = 25  # classes that a table has room for
@@ -20,17 +20,17 @@ _PAIRS = 20
 _RIGHT, _WRONG = (0, 114, 178), (213, 94, 0)  # blue and orange
 
 
-def confusion(evaluation: Evaluation) -> str:
-    count = len(evaluation.labels)
-    drawn = _table(evaluation) if count <= _TABLE else _picture(evaluation)
+def confusion(findings: Findings) -> str:
+    count = len(findings.labels)
+    drawn = _table(findings) if count <= _TABLE else _picture(findings)
     arranged = "side" if count <= _BESIDE or count > _TABLE else "stack"
-    return section("Confusion", f'<div class="{arranged}">{drawn}{_pairs(evaluation)}</div>')
+    return section("Confusion", f'<div class="{arranged}">{drawn}{_pairs(findings)}</div>')
 
 
-def _table(evaluation: Evaluation) -> str:
-    matrix = evaluation.confusion_matrix
+def _table(findings: Findings) -> str:
+    matrix = findings.confusion_matrix
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    labels = [text(label, 26) for label in evaluation.labels]
+    labels = [text(label, 26) for label in findings.labels]
     head = "".join(f'<th scope="col"><span>{label}</span></th>' for label in labels)
     rows = []
     for row, label in enumerate(labels):
@@ -54,9 +54,9 @@ def _cell(images: int, share: float, label: str, answer: str, right: bool) -> st
     return f'<td{ink} style="background:rgba({colour},{max(share, 0.08):.2f})" title="{note}">{images:,}</td>'
 
 
-def _picture(evaluation: Evaluation) -> str:
+def _picture(findings: Findings) -> str:
     """A square for each pair of classes, or of neighbours among very many, with the places of some classes beside."""
-    shares, group = evaluation.mistake_shares(_ROWS)
+    shares, group = findings.mistake_shares(_ROWS)
     pixels = np.zeros((*shares.shape, 4), np.uint8)
     pixels[..., :3] = _WRONG
     pixels[..., 3] = np.rint(255 * np.sqrt(shares / max(shares.max(), 1e-9)))  # or rare pairs could not be seen
@@ -67,7 +67,7 @@ def _picture(evaluation: Evaluation) -> str:
     rows = range(0, side, max(1, -(-side // _NAMED)))
     names = "".join(
         f'<text x="{_MARGIN - 6}" y="{_MARGIN_TOP + (row + 0.5) / side * _SIDE + 4:.1f}">'
-        f"{text(evaluation.labels[row * group], 22)}</text>"
+        f"{text(findings.labels[row * group], 22)}</text>"
         for row in rows
     )
     place = f'x="{_MARGIN}" y="{_MARGIN_TOP}" width="{_SIDE}" height="{_SIDE}"'
@@ -82,14 +82,14 @@ def _picture(evaluation: Evaluation) -> str:
     return f'<div class="wide">{words}{drawing}</div>'
 
 
-def _pairs(evaluation: Evaluation) -> str:
-    pairs = evaluation.most_confused(_PAIRS)
+def _pairs(findings: Findings) -> str:
+    pairs = findings.most_confused(_PAIRS)
     if not pairs:
         return paragraph("No two classes were confused.")
-    support = evaluation.classes.support
+    support = findings.classes.support
     rows = ""
     for pair in pairs:
-        names = (f"<td>{name(evaluation.labels[index])}</td>" for index in (pair.label, pair.prediction))
+        names = (f"<td>{name(findings.labels[index])}</td>" for index in (pair.label, pair.prediction))
         share = percent(pair.images / support[pair.label])
         counts = (f'<td class="number">{value}</td>' for value in (f"{pair.images:,}", share))
         rows += f"<tr>{''.join([*names, *counts])}</tr>"

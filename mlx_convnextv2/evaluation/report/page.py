@@ -7,8 +7,8 @@ import hashlib
 from datetime import date
 from pathlib import Path
 
-from ... import __version__
-from ..results import Evaluation
+from ..._version import __version__
+from ..findings import Findings
 from .calibration import calibration
 from .classes import classes
 from .confusion import confusion
@@ -20,7 +20,7 @@ _HERE = Path(__file__).parent
 _FAILED = 100  # files that are listed
 
 
-def as_html(evaluation: Evaluation, pictures: int = 24) -> str:
+def as_html(findings: Findings, pictures: int = 24) -> str:
     """The page. A browser is told to load nothing and to run no script but the page's own.
 
     Args:
@@ -29,15 +29,15 @@ def as_html(evaluation: Evaluation, pictures: int = 24) -> str:
     style, script = ((_HERE / file).read_text(encoding="utf-8") for file in ("style.css", "table.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = f"{evaluation.top1:.1%} right: {name(evaluation.model)}"
+    title = f"{findings.top1:.1%} right: {name(findings.model)}"
     parts = [
-        _summary(evaluation),
-        mistakes(evaluation, pictures),
-        confusion(evaluation),
-        classes(evaluation),
-        calibration(evaluation),
-        training(evaluation.folder),
-        _failures(evaluation),
+        _summary(findings),
+        mistakes(findings, pictures),
+        confusion(findings),
+        classes(findings),
+        calibration(findings),
+        training(findings.folder),
+        _failures(findings),
     ]
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -60,28 +60,28 @@ def as_html(evaluation: Evaluation, pictures: int = 24) -> str:
 """
 
 
-def _summary(evaluation: Evaluation) -> str:
-    low, high = evaluation.top1_interval
-    precision, recall, f1 = evaluation.classes.macro()
-    present = int((evaluation.classes.support > 0).sum())
-    digits = 1 if len(evaluation) < 2000 else 2
+def _summary(findings: Findings) -> str:
+    low, high = findings.top1_interval
+    precision, recall, f1 = findings.classes.macro()
+    present = int((findings.classes.support > 0).sum())
+    digits = 1 if len(findings) < 2000 else 2
     tiles = [
-        ("top-1", percent(evaluation.top1, digits), f"{percent(low)} to {percent(high)} with 95 % confidence"),
-        ("top-5", percent(evaluation.top5, digits), "the right class is among the five best"),
+        ("top-1", percent(findings.top1, digits), f"{percent(low)} to {percent(high)} with 95 % confidence"),
+        ("top-5", percent(findings.top5, digits), "the right class is among the five best"),
         ("F1", percent(f1), f"mean over classes; precision {percent(precision)}, recall {percent(recall)}"),
-        ("calibration error", percent(evaluation.calibration.expected_error), "between confidence and accuracy"),
-        ("loss", f"{evaluation.loss:.3f}", "mean cross-entropy, in nats"),
-        ("images", f"{len(evaluation):,}", f"in {present:,} of {len(evaluation.labels):,} classes"),
+        ("calibration error", percent(findings.calibration.expected_error), "between confidence and accuracy"),
+        ("loss", f"{findings.loss:.3f}", "mean cross-entropy, in nats"),
+        ("images", f"{len(findings):,}", f"in {present:,} of {len(findings.labels):,} classes"),
     ]
-    if len(evaluation.labels) <= 5:
+    if len(findings.labels) <= 5:
         del tiles[1]
     shown = "".join(f"<div><dt>{title}</dt><dd>{value}<small>{note}</small></dd></div>" for title, value, note in tiles)
-    where = f"<p>on {text(evaluation.data)}</p>"
-    return f'<header><h1>{name(evaluation.model)}</h1>{where}</header><dl class="tiles">{shown}</dl>'
+    where = f"<p>on {text(findings.data)}</p>"
+    return f'<header><h1>{name(findings.model)}</h1>{where}</header><dl class="tiles">{shown}</dl>'
 
 
-def _failures(evaluation: Evaluation) -> str:
-    failed = evaluation.failures
+def _failures(findings: Findings) -> str:
+    failed = findings.failures
     if not failed:
         return ""
     more = f"<li>and {len(failed) - _FAILED:,} more</li>" if len(failed) > _FAILED else ""

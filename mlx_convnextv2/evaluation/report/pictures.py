@@ -6,8 +6,8 @@ import base64
 import io
 from pathlib import Path
 
-from ...images import open_image
-from ..results import Evaluation
+from ...images.decode import open_image
+from ..findings import Findings
 from .html import name, paragraph, percent, section, text
 
 _SIDE = 320  # pixels of a picture, at most
@@ -15,23 +15,23 @@ _QUALITY = 80
 _SHOWN = 160  # pixels on the page, to which small pictures grow
 
 
-def mistakes(evaluation: Evaluation, most: int) -> str:
+def mistakes(findings: Findings, most: int) -> str:
     """Up to `most` wrong answers, the most confident first. Each picture takes about 20 kB of the page."""
-    wrong = evaluation.mistakes()
+    wrong = findings.mistakes()
     if not wrong:
         return section("Mistakes", paragraph("Every answer was right."))
     shown = wrong[:most]
-    words = f"{len(wrong):,} of {len(evaluation):,} answers are wrong."
+    words = f"{len(wrong):,} of {len(findings):,} answers are wrong."
     if shown:
         words += " These are the most confident:" if len(shown) < len(wrong) else " The most confident come first:"
-    cards = "".join(_card(evaluation, index) for index in shown)
+    cards = "".join(_card(findings, index) for index in shown)
     return section("Mistakes", paragraph(words), f'<div class="gallery">{cards}</div>')
 
 
-def _card(evaluation: Evaluation, index: int) -> str:
-    answer, right = (name(evaluation.labels[c[index]]) for c in (evaluation.predictions, evaluation.targets))
-    file = evaluation.images[index]
-    scores = percent(float(evaluation.scores[index, 0]), 0), percent(float(evaluation.target_scores[index]), 0)
+def _card(findings: Findings, index: int) -> str:
+    answer, right = (name(findings.labels[c[index]]) for c in (findings.predictions, findings.targets))
+    file = findings.images[index]
+    scores = percent(float(findings.scores[index, 0]), 0), percent(float(findings.target_scores[index]), 0)
     caption = f"answered <b>{answer}</b> {scores[0]}<br>it is <b>{right}</b> {scores[1]}"
     where = f'<span class="file" title="{text(file, 1000)}">{text(file.name, 40)}</span>'
     return f"<figure>{_picture(file)}<figcaption>{caption}<br>{where}</figcaption></figure>"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mlx_convnextv2.label_files import read_labels
+from mlx_convnextv2.checkpoints.label_files import read_labels
 
 
 @pytest.fixture

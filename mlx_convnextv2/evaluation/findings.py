@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -34,8 +32,8 @@ class Confusion:
 
 
 @dataclass
-class Evaluation:
-    """The answers of a model to N labelled images, and what they are worth. As a string it is a table.
+class Findings:
+    """The answers of a model to N labelled images, and what they are worth.
 
     Args:
         model: its name.
@@ -131,38 +129,3 @@ class Evaluation:
         """The images (indices) with a wrong answer, the most confident first."""
         order = np.argsort(-self.scores[:, 0], kind="stable")
         return [int(index) for index in order if self.ranks[index]][:most]
-
-    def __str__(self) -> str:
-        from . import tables
-
-        return tables.table(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """All figures, without the answers to single images but the most confident mistakes."""
-        from . import records
-
-        return records.to_json(self)
-
-    def write(
-        self,
-        *,
-        json: str | os.PathLike[str] | None = None,
-        csv: str | os.PathLike[str] | None = None,
-        plot: str | os.PathLike[str] | None = None,
-        report: str | os.PathLike[str] | None = None,
-    ) -> None:
-        """Write files, each whole or not at all. docs/evaluating.md has what they hold.
-
-        Args:
-            json: all figures, as `to_json` has them.
-            csv: one line for each image, those with an error too.
-            plot: calibration, accuracy by class and the confusion matrix, as a .png, .svg or .pdf. Needs matplotlib.
-            report: one HTML page with everything, and the most confident mistakes as pictures. It needs no other file.
-
-        Raises:
-            OSError: a file cannot be written.
-            ValueError: as `check_outputs`.
-        """
-        from . import files
-
-        files.write(self, {"json": json, "csv": csv, "plot": plot, "report": report})

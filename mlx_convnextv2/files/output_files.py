@@ -1,4 +1,4 @@
-"""The files that a benchmark writes: refused before anything is measured, and written whole."""
+"""The files that a command writes beside what it prints: refused before the work begins, and written whole."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def check(file: Path) -> None:
-    """Raises OSError where `file` could not be written, rather than after minutes of measuring."""
+    """Raises OSError where `file` could not be written, rather than after minutes of work."""
     if file.exists():
         with file.open("ab"):
             pass
