@@ -17,7 +17,7 @@ from conftest import ROOT
 from PIL import Image
 
 from mlx_convnextv2 import benchmark, benchmarking, load, save
-from mlx_convnextv2.benchmarking import cold_start, compare, measure, outputs, peers, plots, scale, tables
+from mlx_convnextv2.benchmarking import cold_start, compare, measure, peers, plots, scale, tables
 from mlx_convnextv2.benchmarking.exports import last_line
 from mlx_convnextv2.benchmarking.findings import (
     ColdStart,
@@ -35,6 +35,7 @@ from mlx_convnextv2.benchmarking.peers import OURS, PEERS, why_not
 from mlx_convnextv2.benchmarking.report import Report
 from mlx_convnextv2.benchmarking.workload import pixel_values
 from mlx_convnextv2.demo import DEMO
+from mlx_convnextv2.files import output_files
 from mlx_convnextv2.terminal import DEFAULT_MODEL
 
 MODES = ("compare", "cold-start", "scale", "self-check", "ops")
@@ -377,7 +378,7 @@ class TestCommand:
     def test_a_file_is_not_touched_by_the_check(self) -> None:
         Path("old.json").write_text("kept")
         for name in ("old.json", "new.json"):
-            outputs.check(Path(name))
+            output_files.check(Path(name))
         assert [(file.name, file.read_text()) for file in Path().iterdir()] == [("old.json", "kept")]
 
     def test_old_figures_stay_where_nothing_was_measured(self) -> None:

@@ -87,12 +87,12 @@ def test_a_checkpoint_that_does_not_fit_there_is_the_same_sentence(tmp_path: Pat
 
 
 def test_a_device_is_written_as_it_is(tmp_path: Path) -> None:
-    from mlx_convnextv2.benchmarking import outputs
+    from mlx_convnextv2.files import output_files
 
-    outputs.check(Path(os.devnull))
-    outputs.write(Path(os.devnull), b"x")
+    output_files.check(Path(os.devnull))
+    output_files.write(Path(os.devnull), b"x")
     assert Path(os.devnull).is_char_device()
     (tmp_path / "link").symlink_to("file")
-    outputs.write(tmp_path / "link", b"x")
+    output_files.write(tmp_path / "link", b"x")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_bytes() == b"x"
