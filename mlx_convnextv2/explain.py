@@ -1,0 +1,124 @@
+"""`python -m mlx_convnextv2.explain`: which parts of a picture made the model choose a label."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import cli
+from .classify import DEFAULT_MODEL, DEMO, find_inputs
+from .messages import cut, printable, sentence
+
+if TYPE_CHECKING:
+    from .heatmaps import Explanation
+
+_EXAMPLES = """\
+  python -m mlx_convnextv2.explain cat.jpg
+  python -m mlx_convnextv2.explain cat.jpg --label "tiger cat" --against "tabby" --output maps
+  python -m mlx_convnextv2.explain photos/ --layer stage2 --output maps
+  python -m mlx_convnextv2.explain cat.jpg --format json
+  python -m mlx_convnextv2.explain --demo --layer stage1
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.parser("explain", "Show which parts of a picture speak for a label, and which against it.", _EXAMPLES)
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="an image file, a folder (with those below it), or - for standard input",
+    )
+    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--demo", action="store_true", help="use the bundled digits checkpoint, by default on a digit")
+    parser.add_argument("--label", metavar="L", help="a label or its index (default: each picture's first)")
+    parser.add_argument("--against", metavar="L", default="mean", help="another label (default: the mean of all)")
+    parser.add_argument(
+        "--layer", metavar="S", help="stem, stage1, ...: earlier ones are finer (default: the last stage)"
+    )
+    parser.add_argument(
+        "--method", choices=("exact", "hirescam", "gradcam"), help="default: exact in the last stage, else hirescam"
+    )
+    parser.add_argument(
+        "--output", default="heatmaps", metavar="DIR", help="the folder to write to (default: heatmaps)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace heat maps that are there")
+    parser.add_argument(
+        "--format", choices=("png", "npy", "json"), default="png", help="json is printed (default: png)"
+    )
+    parser.add_argument("--no-legend", dest="legend", action="store_false", help="write nothing on the picture")
+    parser.add_argument(
+        "--batch-size", type=cli.positive_int, default=8, metavar="N", help="images at once (default: 8)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=cli.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+    )
+    parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.demo and args.model is not None:
+        parser.error("--demo brings its own model: leave --model out")
+    if not args.images and not args.demo:
+        parser.error("give at least one IMAGE, or --demo")
+    return cli.run(explain, args, "explain")
+
+
+def explain(args: argparse.Namespace) -> int:
+    """Explain, write or print; the exit status says whether all images, some or none could be done."""
+    model = str(DEMO) if args.demo else args.model or DEFAULT_MODEL
+    if sys.stderr.isatty():
+        cli.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
+    from .heatmaps import explain_images, write_heat_maps
+    from .pipeline import ImageClassifier
+
+    classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
+    if args.max_pixels is not None:
+        classifier.processor.max_pixels = args.max_pixels
+    images = _inputs(args.images or [os.path.relpath(DEMO / "images" / "digit-8.png")])
+    options = {"label": args.label, "against": args.against, "layer": args.layer, "method": args.method}
+    results: Iterator[tuple[Explanation, Path | None]]
+    if args.format == "json":
+        results = ((result, None) for result in explain_images(classifier, images, **options))
+    else:
+        files = {"format": args.format, "overwrite": args.overwrite, "legend": args.legend}
+        results = write_heat_maps(classifier, images, args.output, **options, **files)
+    done = failed = 0
+    for result, file in results:
+        if result.error is None:
+            done += 1
+        else:
+            failed += 1
+            cli.say(f"explain: {sentence(result.error)}")
+        if args.format == "json":
+            cli.tell(json.dumps({"image": _name(result), **result.to_dict()}))
+        elif file is not None:
+            cli.tell(f"{printable(file)}: {cut(printable(result.legend()))}")
+    if not done:
+        return cli.NOTHING_DONE
+    return cli.SOME_FAILED if failed else cli.DONE
+
+
+def _inputs(arguments: Sequence[str]) -> list[Any]:
+    """The images that the arguments name: folders stay whole, so that their heat maps lie in folders, too."""
+    images: list[Any] = []
+    for argument in arguments:
+        images += [argument] if os.path.isdir(argument) else find_inputs([argument])
+    return images
+
+
+def _name(result: Explanation) -> str:
+    return str(getattr(result.image, "argument", getattr(result.image, "name", result.image)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

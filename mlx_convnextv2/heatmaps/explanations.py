@@ -1,0 +1,197 @@
+"""Heat maps of many pictures, as they lie in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image
+
+from ..images import open_image
+from ..messages import printable, sentence
+from ..pipeline import ImageClassifier, softmax
+from ..prefetch import available_cpus, map_ahead
+from .drawing import overlay
+from .geometry import Box, covered_box, seen_box
+from .methods import check_method, explain_scores
+from .pictures import again, keep, named_pictures, naming
+from .targets import find_label
+
+
+@dataclass
+class Explanation:
+    """What became of one picture: a heat map of its label, or the error that kept it from being read or explained.
+
+    image: as it was given. label, index: what is explained. score: its probability. against: "mean", another label, or
+    None. value: what the map explains, the label's logit less what it is compared with. heat_map: (h, w) float32.
+    box: left, top, right, bottom of what the map covers, in pixels of the upright picture, whose (width, height) is
+    `size`.
+    """
+
+    image: Any
+    label: str = ""
+    index: int = -1
+    score: float = 0.0
+    against: str | None = None
+    value: float = 0.0
+    heat_map: np.ndarray | None = None
+    box: Box = (0.0, 0.0, 0.0, 0.0)
+    size: tuple[int, int] = (0, 0)
+    error: ValueError | OSError | None = None
+
+    def legend(self) -> str:
+        """The label and its score, in a line."""
+        versus = "" if self.against in (None, "mean") else f" rather than {self.against}"
+        return f"{self.label}{versus}  {self.score:.1%}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is worth writing as JSON."""
+        if self.error is not None or self.heat_map is None:
+            return {"error": "there is no heat map" if self.error is None else sentence(self.error)}
+        return {
+            "label": self.label,
+            "index": self.index,
+            "score": self.score,
+            "against": self.against,
+            "value": self.value,
+            "size": list(self.size),
+            "box": list(self.box),
+            "heat_map": self.heat_map.tolist(),
+        }
+
+    def draw(self, legend: bool = True) -> Image.Image:
+        """The picture with the map over it, upright and of its own size; it is read again.
+
+        Raises:
+            FileNotFoundError, OSError, ValueError: it cannot be read any more, or is what `error` says.
+        """
+        if self.error is not None or self.heat_map is None:
+            raise self.error or ValueError("there is no heat map to draw")
+        return overlay(again(self.image), self.heat_map, self.box, legend=self.legend() if legend else None)
+
+
+def explain_images(
+    classifier: ImageClassifier,
+    images: Iterable[Any],
+    label: int | str | None = None,
+    *,
+    against: int | str | None = "mean",
+    layer: str | None = None,
+    method: str | None = None,
+) -> Iterator[Explanation]:
+    """Explain pictures in order, read in threads and explained in batches of the classifier's `batch_size`.
+
+    Args:
+        classifier: the model, its processor and its batch size.
+        images: paths, folders, binary file objects, PIL images or uint8 arrays (H, W, C).
+        label, against, layer, method: as for `explain`, the same for all pictures.
+
+    Raises:
+        ValueError: no such label, layer or method. What is wrong with a picture stands in its `Explanation`.
+    """
+    names = classifier.labels
+    check_method(classifier.model, layer, method)
+    label = label if label is None else find_label(names, label)
+    against = against if against in (None, "mean") else find_label(names, against)
+    if label is not None and label == against:
+        raise ValueError(f"the label {printable(names[label])} cannot be compared with itself: choose another one")
+    return _explain_images(classifier, images, label, against, layer, method)
+
+
+def _explain_images(
+    classifier: ImageClassifier,
+    images: Iterable[Any],
+    label: int | None,
+    against: int | str | None,
+    layer: str | None,
+    method: str | None,
+) -> Iterator[Explanation]:
+    def explained(waiting: list[tuple[Explanation, np.ndarray | None]]) -> list[Explanation]:
+        """The batch with its maps filled in."""
+        results = [result for result, _ in waiting]
+        readable = [(result, array) for result, array in waiting if array is not None]
+        if readable:
+            pixel_values = mx.array(np.stack([array for _, array in readable]))
+            _fill(classifier, [result for result, _ in readable], pixel_values, label, against, layer, method)
+        return results
+
+    workers = available_cpus()
+    ahead = classifier.batch_size + workers
+    prepared = map_ahead(
+        lambda result: _prepare(classifier, result),
+        (_take(image) for image, _ in named_pictures(images)),
+        workers,
+        ahead,
+    )
+    with closing(prepared):
+        waiting: list[tuple[Explanation, np.ndarray | None]] = []
+        for result, array in prepared:
+            shapes = {other.shape for _, other in waiting if other is not None}
+            if array is not None and shapes - {array.shape}:  # without do_resize each picture has its own size
+                yield from explained(waiting)
+                waiting = []
+            waiting.append((result, array))
+            if len(waiting) == classifier.batch_size:
+                yield from explained(waiting)
+                waiting = []
+        yield from explained(waiting)
+
+
+def _take(image: Any) -> Explanation:
+    """The result to fill in. What an open file holds is kept, for it is read to explain and again to draw."""
+    try:
+        return Explanation(keep(image))
+    except (OSError, ValueError) as error:
+        return Explanation(image, error=naming(error, image))
+
+
+def _prepare(classifier: ImageClassifier, result: Explanation) -> tuple[Explanation, np.ndarray | None]:
+    """The result, and the pixel values (H, W, C) of its picture, or None with the error in the result."""
+    processor, config = classifier.processor, classifier.model.config
+    if result.error is not None:
+        return result, None
+    try:
+        mode = "L" if len(processor.image_mean) == 1 else "RGB"
+        picture = open_image(again(result.image), mode, processor.max_pixels)
+        result.size = picture.size
+        array = processor.preprocess(picture)
+        if any(side < least for side, least in zip(array.shape, config.min_image_shape, strict=False)):
+            height, width = config.min_image_shape
+            raise ValueError(f"it is too small: the model needs {height} x {width} pixels")
+        return result, array
+    except (ValueError, OSError) as error:
+        result.error = naming(error, result.image)
+    except MemoryError:
+        result.error = naming(OSError("there is not enough memory to prepare this image"), result.image)
+    return result, None
+
+
+def _fill(
+    classifier: ImageClassifier,
+    results: list[Explanation],
+    pixel_values: mx.array,
+    label: int | None,
+    against: int | str | None,
+    layer: str | None,
+    method: str | None,
+) -> None:
+    """Explain the results' pixel_values (N, H, W, C)."""
+    names, config = classifier.labels, classifier.model.config
+    explained = explain_scores(classifier.model, pixel_values, label, against=against, layer=layer, method=method)
+    maps, logits = np.array(explained[0]), np.array(explained[1])  # (N, h, w), (N, num_labels)
+    values = np.array(explained[2].score(explained[1]))  # (N,)
+    for i, result in enumerate(results):
+        if not np.isfinite(logits[i]).all() or not np.isfinite(maps[i]).all():
+            problem = "its scores are not finite: the model's weights are damaged, or too large for its dtype"
+            result.error = naming(ValueError(problem), result.image)
+            continue
+        index = explained[2].labels[i]
+        result.label, result.index, result.score = names[index], index, float(softmax(logits[i])[index])
+        result.against = names[against] if isinstance(against, int) else against
+        result.value, result.heat_map = float(values[i]), maps[i]
+        seen = seen_box(classifier.processor, result.size)
+        result.box = covered_box(config, maps.shape[1:], pixel_values.shape[1:3], seen)

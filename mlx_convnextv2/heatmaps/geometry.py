@@ -1,0 +1,35 @@
+"""Which part of a picture a heat map covers."""
+
+from __future__ import annotations
+
+from ..config import ConvNextV2Config
+from ..image_processor import ConvNextImageProcessor
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def seen_box(processor: ConvNextImageProcessor, size: tuple[int, int]) -> Box:
+    """What the processor keeps of an upright picture of `size` (width, height), in the picture's pixels."""
+    width, height = size
+    side = processor.size["shortest_edge"]
+    if not processor.do_resize or processor.resizes_to_square() == side:
+        return 0.0, 0.0, float(width), float(height)
+    narrow = processor.short_side()
+    wide = narrow if processor.crop_mode == "squash" else int(narrow * max(size) / min(size))
+    resized = (narrow, wide) if width <= height else (wide, narrow)
+    if processor.crop_mode is None:
+        left, top = ((length - side) // 2 for length in resized)
+    else:
+        left, top = (round((length - side) / 2) for length in resized)
+    across, down = width / resized[0], height / resized[1]  # pixels of the picture to one of the resized one
+    return left * across, top * down, (left + side) * across, (top + side) * down
+
+
+def covered_box(config: ConvNextV2Config, map_shape: tuple[int, ...], input_shape: tuple[int, ...], seen: Box) -> Box:
+    """The part of `seen` that a map (h, w) of pixel values (H, W) covers: all but what fills no patch at the edges."""
+    left, top, right, bottom = seen
+    (height, width), (patch_height, patch_width) = input_shape, config.patch_shape
+    halvings = next(n for n in range(config.num_stages) if height // patch_height >> n == map_shape[0])
+    covered_height = map_shape[0] * patch_height << halvings
+    covered_width = map_shape[1] * patch_width << halvings
+    return left, top, left + (right - left) * covered_width / width, top + (bottom - top) * covered_height / height
