@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import cli
-from .classify import DEFAULT_MODEL, DEMO, find_inputs
+from . import terminal
+from .classify import find_inputs
+from .demo import DEMO
 from .messages import cut, printable, sentence
+from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from .heatmaps import Explanation
@@ -27,7 +29,7 @@ _EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.parser("explain", "Show which parts of a picture speak for a label, and which against it.", _EXAMPLES)
+    parser = terminal.parser("explain", "Show what in a picture speaks for a label, and what against it.", _EXAMPLES)
     parser.add_argument(
         "images",
         nargs="*",
@@ -54,12 +56,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no-legend", dest="legend", action="store_false", help="write nothing on the picture")
     parser.add_argument(
-        "--batch-size", type=cli.positive_int, default=8, metavar="N", help="images at once (default: 8)"
+        "--batch-size", type=terminal.positive_int, default=8, metavar="N", help="images at once (default: 8)"
     )
     parser.add_argument(
-        "--max-pixels", type=cli.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
     )
-    parser.add_argument("--dtype", choices=cli.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)")
+    parser.add_argument(
+        "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
+    )
     return parser
 
 
@@ -70,16 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--demo brings its own model: leave --model out")
     if not args.images and not args.demo:
         parser.error("give at least one IMAGE, or --demo")
-    return cli.run(explain, args, "explain")
+    return terminal.run(explain, args, "explain")
 
 
 def explain(args: argparse.Namespace) -> int:
     """Explain, write or print; the exit status says whether all images, some or none could be done."""
     model = str(DEMO) if args.demo else args.model or DEFAULT_MODEL
     if sys.stderr.isatty():
-        cli.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
+        terminal.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
     from .heatmaps import explain_images, write_heat_maps
-    from .pipeline import ImageClassifier
+    from .inference.classifier import ImageClassifier
 
     classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
     if args.max_pixels is not None:
@@ -98,14 +102,14 @@ def explain(args: argparse.Namespace) -> int:
             done += 1
         else:
             failed += 1
-            cli.say(f"explain: {sentence(result.error)}")
+            terminal.say(f"explain: {sentence(result.error)}")
         if args.format == "json":
-            cli.tell(json.dumps({"image": _name(result), **result.to_dict()}))
+            terminal.tell(json.dumps({"image": _name(result), **result.to_dict()}))
         elif file is not None:
-            cli.tell(f"{printable(file)}: {cut(printable(result.legend()))}")
+            terminal.tell(f"{printable(file)}: {cut(printable(result.legend()))}")
     if not done:
-        return cli.NOTHING_DONE
-    return cli.SOME_FAILED if failed else cli.DONE
+        return terminal.NOTHING_DONE
+    return terminal.SOME_FAILED if failed else terminal.DONE
 
 
 def _inputs(arguments: Sequence[str]) -> list[Any]:

@@ -42,9 +42,10 @@ def test_a_block_is_six_launches_and_a_fifth_of_the_plain_bytes(arguments: list[
     assert max(int(percent) for _, percent in rows) <= 20
 
 
-def test_the_picture_in_readme_is_the_scripts():
-    drawn = runpy.run_path(str(ROOT / "figures" / "digits.py"))["draw"]()
-    with Image.open(ROOT / "docs" / "digits.png") as shown:
+@pytest.mark.parametrize("name", ["digits", "heat_maps"])
+def test_the_picture_in_readme_is_the_scripts(name):
+    drawn = runpy.run_path(str(ROOT / "figures" / f"{name}.py"))["draw"]()
+    with Image.open(ROOT / "docs" / f"{name}.png") as shown:
         assert shown.size == drawn.size
         difference = np.abs(np.asarray(shown.convert("RGB"), np.int16) - np.asarray(drawn, np.int16))
     assert difference.mean() < 1  # letters are drawn a little differently from version to version

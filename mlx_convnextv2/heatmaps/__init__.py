@@ -16,6 +16,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ..runtime import mlx_blas
+
+mlx_blas.load()  # before a module of this room imports MLX
+
 if TYPE_CHECKING:
     from .curves import deletion_curve as deletion_curve, insertion_curve as insertion_curve
     from .drawing import overlay as overlay
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
     from .methods import explain as explain
     from .targets import find_label as find_label
 
-# Imported on first use: `explain --help` loads nothing heavy.
+# Imported on first use: drawing and label names need no MLX.
 _MODULES = {
     **{"explain": "methods", "find_label": "targets", "overlay": "drawing"},
     **{"explain_images": "explanations", "Explanation": "explanations", "write_heat_maps": "files"},
@@ -37,9 +41,6 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .. import blas
-
-    blas.load()  # before the first import of MLX
     value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images import open_image
+from ..images.decode import open_image
 from . import colors
 from .geometry import Box
 from .legend import draw_legend

@@ -11,10 +11,11 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ..images import open_image
+from ..images.decode import open_image
+from ..inference.classifier import ImageClassifier, softmax
 from ..messages import printable, sentence
-from ..pipeline import ImageClassifier, softmax
-from ..prefetch import available_cpus, map_ahead
+from ..runtime.prefetch import map_ahead
+from ..runtime.threads import available_cpus
 from .drawing import overlay
 from .geometry import Box, covered_box, seen_box
 from .methods import check_method, explain_scores

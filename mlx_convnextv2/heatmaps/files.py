@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import PngImagePlugin
 
+from ..inference.classifier import ImageClassifier
 from ..messages import printable
-from ..pipeline import ImageClassifier
 from .explanations import Explanation, explain_images
 from .pictures import HEAT_MAP_SUFFIXES, named_pictures
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..model import ConvNextV2ForImageClassification, ConvNextV2Layer, ConvNextV2Model
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer, ConvNextV2Model
 
 
 class FrozenNorms:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ..config import ConvNextV2Config
-from ..image_processor import ConvNextImageProcessor
+from ..images.processor import ImageProcessor
+from ..model.config import ConvNextV2Config
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def seen_box(processor: ConvNextImageProcessor, size: tuple[int, int]) -> Box:
+def seen_box(processor: ImageProcessor, size: tuple[int, int]) -> Box:
     """What the processor keeps of an upright picture of `size` (width, height), in the picture's pixels."""
     width, height = size
     side = processor.size["shortest_edge"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model import ConvNextV2ForImageClassification, ConvNextV2Model
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
 from .frozen import FrozenNorms, frozen_head, frozen_stages
 from .targets import Labels, Target, resolve_targets
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..images import NAMELESS, find_images, name_of, read_stream
+from ..images.decode import NAMELESS, find_images, name_of, read_stream
 
 HEAT_MAP_SUFFIXES = (".heatmap.png", ".heatmap.npy")
 

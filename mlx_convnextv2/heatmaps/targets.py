@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..config import ConvNextV2Config
-from ..labels import class_labels
 from ..messages import short
+from ..model.config import ConvNextV2Config
+from ..model.labels import class_labels
 
 Labels = int | str | Sequence[int | str] | None
 MEAN = "mean"

@@ -15,14 +15,14 @@ BLACK = -1.0  # as the demo's processor makes it
 
 @pytest.fixture(scope="module")
 def digits():
-    """The demo model, held-out digits that it knows (N, 32, 32, 3), and their classes."""
-    pytest.importorskip("sklearn")
+    """The demo model, the first digits that its training left out (N, 32, 32, 3), and their classes."""
+    data = pytest.importorskip("sklearn.datasets").load_digits()
     spec = importlib.util.spec_from_file_location("train_digits", ROOT / "examples" / "train_digits.py")
     train_digits = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(train_digits)
     model, processor = load(ROOT / "mlx_convnextv2" / "demo")
-    _, pixel_values, classes = train_digits.digits(processor, 0)
-    return model, mx.array(pixel_values[:20]), classes[:20]
+    held_out = np.random.RandomState(0).permutation(len(data.images))[:20]
+    return model, processor([train_digits.digit_image(data.images[i]) for i in held_out]), data.target[held_out]
 
 
 @pytest.mark.parametrize("layer", ["stem", "stage1"])
@@ -81,3 +81,11 @@ def test_the_strongest_position_goes_first():
 def test_what_does_not_fit_is_a_sentence(maps, labels, steps, message):
     with pytest.raises(ValueError, match=message):
         deletion_curve(lambda x: mx.zeros((1, 2)), mx.ones((1, 4, 4, 3)), maps, labels, steps=steps)
+
+
+@pytest.mark.parametrize("layer", ["stem", "stage1", "stage2", "stage3"])
+def test_a_finer_map_sums_to_about_the_score(digits, layer):
+    model, pixel_values, classes = digits
+    maps = np.array(explain(model, pixel_values, classes.tolist(), layer=layer, method="hirescam"))
+    scores = np.array(explain(model, pixel_values, classes.tolist())).sum(axis=(1, 2))
+    assert 0.9 < np.median(maps.sum(axis=(1, 2)) / scores) < 1.4
