@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import terminal
-from .messages import grouped, printable
+from .messages import grouped, printable, some
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.convert --hf-path facebook/convnextv2-tiny-1k-224 --mlx-path convnextv2-tiny
@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-d", "--dequantize", action="store_true", help="bring quantized weights back to floating point"
     )
+    parser.add_argument("--labels", metavar="FILE", help="name the classes: one label a line in their order, or JSON")
     parser.add_argument("--verify", action="store_true", help="run source and result on the same images and compare")
     parser.add_argument("--upload-repo", metavar="R", help="publish the result as this repository of the Hub")
     return parser
@@ -57,6 +58,8 @@ def _convert(args: argparse.Namespace) -> int:
     conversion = convert(args.hf_path, args.mlx_path, **options)
     if conversion.dropped:
         terminal.tell(f"Left out of what the file holds: {grouped(conversion.dropped)}")
+    if conversion.labels:
+        terminal.tell(f"Named {len(conversion.labels)} classes: {some(conversion.labels)}")
     if conversion.quantization is not None:
         terminal.tell(conversion.quantization)
     terminal.tell(f"Wrote {printable(args.mlx_path)}: {_summary(conversion.path)}")

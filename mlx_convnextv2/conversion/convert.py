@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.configuration import open_checkpoint
 from ..checkpoints.hub import check_repo_id, fetch, upload
+from ..checkpoints.label_files import check_labels, read_labels
 from ..checkpoints.load import load_unread
 from ..checkpoints.model_card import read_base_model, read_licence
 from ..checkpoints.save import save
@@ -19,11 +23,12 @@ from .verify import Verification, check_verifiable, verify as run_both
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: where it wrote, what it left out and quantized, and how it compares with the source."""
+    """What a conversion did: where it wrote, what it left out, and how it named, quantized and compared."""
 
     path: Path
     scheme: str
     dropped: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     quantization: QuantizationReport | None = None
     verification: Verification | None = None
 
@@ -40,6 +45,7 @@ def convert(
     q_group_size: int | None = None,
     q_mode: str = "affine",
     dequantize: bool = False,
+    labels: str | os.PathLike[str] | Sequence[str] | None = None,
     to: str = "mlx",
     verify: bool = False,
     upload_repo: str | None = None,
@@ -54,6 +60,8 @@ def convert(
         overwrite: replace a checkpoint folder at `mlx_path`.
         quantize, q_bits, q_group_size, q_mode: as for `quantization.quantize`.
         dequantize: bring a quantized checkpoint back to floating point.
+        labels: names for the classes of a checkpoint that carries none, or other names: a list, or a file as
+            `checkpoints.label_files.read_labels` reads it.
         to: "mlx" for MLX's layout, "huggingface" for what transformers loads.
         verify: run source and result on the same images and compare.
         upload_repo: publish the result as this repository of the Hub, unless it fails to verify.
@@ -69,15 +77,17 @@ def convert(
     check_target(mlx_path, overwrite)  # before a download of gigabytes
     if upload_repo is not None:
         check_repo_id(upload_repo)
+    names = read_labels(labels) if isinstance(labels, str | os.PathLike) else labels
     source = fetch(hf_path, revision=revision, card=True)
     is_local = os.path.exists(os.path.expanduser(hf_path))
     target = Path(mlx_path).resolve()
     if target in (source.resolve(), *source.resolve().parents):
         raise ValueError(f"{mlx_path} holds the source itself: choose another folder for the result")
     checkpoint = open_checkpoint(source)
-    if checkpoint.is_mlx and to == "mlx" and not (quantize or dequantize) and dtype is None:
+    if checkpoint.is_mlx and to == "mlx" and not (quantize or dequantize or names) and dtype is None:
         raise ValueError(f"{hf_path} is converted to MLX already: load it as it is")
-    model, processor = load_unread(source, dtype=None if dequantize else dtype)
+    renamed: dict[str, Any] = {} if names is None else {"id2label": _checked(names, checkpoint)}
+    model, processor = load_unread(source, dtype=None if dequantize else dtype, **renamed)
     if dequantize:  # before the cast, which would round the scales
         dequantize_model(model, as_dtype(dtype))
     if verify:
@@ -99,4 +109,25 @@ def convert(
         verification = run_both(source, Path(mlx_path))
     if upload_repo is not None and (verification is None or verification.passed):
         upload(mlx_path, upload_repo)
-    return Conversion(Path(mlx_path), checkpoint.scheme.name, checkpoint.dropped, report, verification)
+    return Conversion(
+        Path(mlx_path),
+        checkpoint.scheme.name,
+        checkpoint.dropped,
+        labels=tuple(names or ()),
+        quantization=report,
+        verification=verification,
+    )
+
+
+def _checked(labels: Sequence[str], checkpoint: Checkpoint) -> list[str]:
+    """The labels, or a ValueError where they are not one for each class of the checkpoint's head."""
+    head = checkpoint.tensors.get("classifier.bias")
+    if head is None:
+        raise ValueError(f"{checkpoint.path} has no head whose classes could be named: leave the labels out")
+    if len(labels) != head.shape[0]:
+        raise ValueError(
+            f"{len(labels)} labels are given and the head of {checkpoint.path} has {head.shape[0]} classes: give one "
+            "for each, in their order"
+        )
+    check_labels(list(labels))
+    return list(labels)
