@@ -27,7 +27,7 @@ def check(file: Path) -> None:
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the plot's file must end in {', '.join(SUFFIXES)}, not {file.name!r}")
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError('--plot needs matplotlib: pip install "mlx_convnextv2[benchmark]"')
+        raise ValueError('--plot needs matplotlib: pip install "mlx-convnextv2[benchmark]"')
 
 
 def drawn(findings: Findings, kind: str) -> bytes:

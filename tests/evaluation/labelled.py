@@ -25,7 +25,7 @@ def write_folders(folder: Path, *classes: str, count: int = 2) -> Path:
     return folder
 
 
-def answered(folder: Path, logits, targets, labels=None, failures=(), **fields) -> Evaluation:
+def answered(place: Path, logits, targets, labels=None, failures=(), **fields) -> Evaluation:
     """An evaluation from logits (N, K) and the right classes (N,), as `run.evaluate` would make it of these images."""
     logits, targets = np.asarray(logits, np.float32), np.asarray(targets, np.int64)
     powers = np.exp(logits.astype(np.float64))
@@ -36,7 +36,7 @@ def answered(folder: Path, logits, targets, labels=None, failures=(), **fields) 
         "model": "my-model",
         "data": "photos",
         "labels": list(labels or [f"class {i}" for i in range(logits.shape[1])]),
-        "images": [write_image(folder / f"{i}.png", i) for i in range(len(targets))],
+        "images": [write_image(place / f"{i}.png", i) for i in range(len(targets))],
         "targets": targets,
         "answers": order[:, :5],
         "scores": np.take_along_axis(probabilities, order[:, :5], axis=1),
@@ -49,7 +49,7 @@ def answered(folder: Path, logits, targets, labels=None, failures=(), **fields) 
     return Evaluation(**{**values, **fields})
 
 
-def three(folder: Path, **fields) -> Evaluation:
+def three(place: Path, **fields) -> Evaluation:
     """Six images of three classes and one broken. Three answers are wrong, that to the last image most confidently."""
     logits = [[3, 0, 0], [2, 1, 0], [0, 1, 0.5], [1, 0.5, 0], [0, 0.2, 0.1], [9, 0, 1]]
-    return answered(folder, logits, [0, 0, 1, 1, 2, 2], ["cat", "dog", "bird"], ["bad.png"], **fields)
+    return answered(place, logits, [0, 0, 1, 1, 2, 2], ["cat", "dog", "bird"], ["bad.png"], **fields)

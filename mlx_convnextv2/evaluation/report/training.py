@@ -35,7 +35,7 @@ def training(folder: Path | None) -> str:
     losses = [("training", "train_loss", "one"), ("validation", "val_loss", "two")]
     accuracies = [("top-1", "val_top1", "one"), ("top-5", "val_top5", "two")]
     drawings = [_curves("Loss", axis, x, rows, losses, "g"), _curves("Accuracy", axis, x, rows, accuracies, ".0%")]
-    return section("Training", f'<div class="side">{"".join(drawings)}</div>')
+    return section("Training", f'<div class="side">{"".join(drawings)}</div>') if any(drawings) else ""
 
 
 def read_results(file: Path) -> list[Row]:
