@@ -45,8 +45,13 @@ def world(tmp_path_factory):
         hub.commit(name, source)
     hub.commit("timm/convnextv2_nano.fcmae_ft_in1k", as_timm(model, root / "timm"))
     folder = root / "folder"
-    (folder / "photos").mkdir(parents=True)
-    for name in ("cat.jpg", "dog.jpg", "photos/cat.jpg"):
+    for name in (
+        "cat.jpg",
+        "dog.jpg",
+        "photos/cat.jpg",
+        "imagenet/val/n01440764/1.jpg",
+        "imagenet/val/n15075141/2.jpg",
+    ):
         make_photo(folder / name)
     if importlib.util.find_spec("torch"):
         write_original(model, folder / "convnextv2_atto_1k_224_ema.pt")
@@ -57,6 +62,7 @@ def world(tmp_path_factory):
 
 
 def make_photo(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
     Image.linear_gradient("L").convert("RGB").resize((320, 240)).save(path)
 
 
@@ -94,6 +100,7 @@ def test_the_commands_run_in_order_word_for_word(world):
         result = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert (folder / "labels.csv").read_text().startswith("image,rank,label,index,score,error\n")
+    assert "tench, Tinca tinca" in (folder / "report.html").read_text()
 
 
 def test_the_benchmarks_are_commands_that_exist():

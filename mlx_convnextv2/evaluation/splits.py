@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ def find_images(data: Path, split: str | None, model_folder: Path | None) -> tup
         data: a folder with a folder for each class, perhaps with train/, val/ and test/ above them.
         split: "test", "val", "train" or "all" for which of them. None takes the first of test/ and val/ that is there;
             without them the images that training set aside, if `model_folder` says that it used this very folder; else
-            all.
+            all. Where "val" and "train" are no folders, they are what training made of `data`.
         model_folder: where a trained model lies.
 
     Raises:
@@ -43,7 +42,7 @@ def find_images(data: Path, split: str | None, model_folder: Path | None) -> tup
         return read_class_folders(root), os.fspath(root)
     if split == "test":
         raise FileNotFoundError(f"{data} has no test/: leave the split out, or add it")
-    used = _split_in_training(model_folder, data) if model_folder is not None else None
+    used = _split_in_training(model_folder, data if split is None else None) if model_folder is not None else None
     if used is not None:
         share, seed = used
         splits = find_splits(data, share, seed)
@@ -54,20 +53,31 @@ def find_images(data: Path, split: str | None, model_folder: Path | None) -> tup
         return read_class_folders(root), os.fspath(root)
     if split is not None:
         raise FileNotFoundError(
-            f"{data} has no {split}/, and the model does not say that it was trained on it: leave the split out"
+            f"{data} has no {split}/, and the model does not say how training split its images: leave the split out"
         )
     return read_class_folders(root), os.fspath(root)
 
 
-def _split_in_training(model_folder: Path, data: Path) -> tuple[float, int] | None:
-    """The share that training set aside of this very folder, and its seed, or None if the model does not say so."""
+def _split_in_training(model_folder: Path, data: Path | None) -> tuple[float, int] | None:
+    """The share that training set aside, and its seed, or None if the model does not say so.
+
+    Args:
+        data: must be the folder that training used, unless it is None. One that is gone may have moved here: its name
+            counts then, because a split is the same wherever the folder lies.
+    """
     values = _read_args(model_folder / ARGS_FILE)
     name, share, seed = (values.get(key) for key in ("data", "val_split", "seed"))
-    if isinstance(name, str) and isinstance(share, float) and 0 < share < 1 and type(seed) is int:
-        with suppress(OSError, ValueError):  # such as a folder that is gone
-            if os.path.samefile(name, data):
-                return share, seed
-    return None
+    if not (isinstance(name, str) and isinstance(share, float) and 0 < share < 1 and type(seed) is int):
+        return None
+    if data is None:
+        return share, seed
+    try:
+        same = os.path.samefile(name, data)
+    except FileNotFoundError:
+        same = Path(name).name == data.resolve().name
+    except (OSError, ValueError):
+        return None
+    return (share, seed) if same else None
 
 
 def _read_args(file: Path) -> Mapping[str, Any]:

@@ -146,7 +146,7 @@ def test_the_split_that_was_not_trained_with_is_taken_unless_another_is_asked_fo
     ("splits", "asked", "message"),
     [
         (["train", "val"], "test", "has no test/"),
-        (["train"], "val", "has no val/, and the model does not say"),
+        (["train"], "val", "has no val/, and the model does not say how"),
         ([], "train", "has no train/, and the model does not say"),
         (["train", "val"], "all", "is split into train, val: say which"),
         (["train", "val"], "most", "split must be one of test, val, train, all"),
@@ -178,9 +178,22 @@ def test_what_a_model_was_trained_with_is_left_out_of_its_own_folder(trained):
     assert len(evaluate(model, data, split="all")) == 20
 
 
-def test_another_folder_is_taken_whole(trained, photos):
+def test_another_folder_is_taken_whole_unless_asked(trained, photos):
     model, _ = trained
-    assert len(evaluate(model, photos("thing 0", "thing 1", root="others"))) == 4
+    others = photos("thing 0", "thing 1", root="others/photos")  # of the same name
+    assert len(evaluate(model, others)) == 4
+    assert evaluate(model, others, split="val").images == list(find_splits(others, 0.3, 5).val.files)
+
+
+def test_a_folder_that_has_moved_is_known_by_its_name(trained, tmp_path, monkeypatch):
+    model, data = trained
+    expected = [file.relative_to(data) for file in find_splits(data, 0.3, 5).val.files]
+    (tmp_path / "elsewhere").mkdir()
+    moved = data.rename(tmp_path / "elsewhere" / data.name)
+    monkeypatch.chdir(moved)
+    assert [file.relative_to(".") for file in evaluate(model, ".").images] == expected
+    renamed = moved.rename(tmp_path / "other")
+    assert len(evaluate(model, renamed)) == 20
 
 
 @pytest.mark.parametrize(

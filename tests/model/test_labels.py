@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from mlx_convnextv2 import ConvNextV2Config
-from mlx_convnextv2.model.labels import class_labels, imagenet_1k
+from mlx_convnextv2.model.labels import class_labels, imagenet_1k, imagenet_1k_synsets
 
 
 def placeholders(count: int) -> dict[int, str]:
@@ -41,6 +44,44 @@ def test_there_are_1000_imagenet_names():
 )
 def test_imagenet_names_stand_at_their_index(index, name):
     assert imagenet_1k()[index] == name
+
+
+def test_the_numbers_of_imagenet_are_1000_in_their_order():
+    assert len(imagenet_1k_synsets()) == len(set(imagenet_1k_synsets())) == 1000
+    assert list(imagenet_1k_synsets()) == sorted(imagenet_1k_synsets())
+    assert all(re.fullmatch(r"n[0-9]{8}", number) for number in imagenet_1k_synsets())
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [  # WordNet 3.0; one number too many or too few moves all that follow
+        ("n01440764", "tench, Tinca tinca"),
+        ("n02012849", "crane"),
+        ("n02099601", "golden retriever"),
+        ("n02123045", "tabby, tabby cat"),
+        ("n03126707", "crane"),
+        ("n03710637", "maillot"),
+        ("n03710721", "maillot, tank suit"),
+        ("n04285008", "sports car, sport car"),
+        ("n15075141", "toilet tissue, toilet paper, bathroom tissue"),
+    ],
+)
+def test_a_number_stands_where_its_name_stands(number, name):
+    assert imagenet_1k()[imagenet_1k_synsets().index(number)] == name
+
+
+WORDNET = Path("/usr/share/wordnet/data.noun")  # of Debian's wordnet-base
+
+
+@pytest.mark.skipif(not WORDNET.exists(), reason="needs WordNet 3.0")
+def test_the_numbers_and_the_names_are_wordnets():
+    names = {}
+    for line in WORDNET.read_text(encoding="ascii").splitlines():
+        if line.startswith("  "):  # the licence
+            continue
+        offset, _, _, count, *words = line.split()  # then word and number by turns
+        names[f"n{offset}"] = ", ".join(word.replace("_", " ") for word in words[: 2 * int(count, 16) : 2])
+    assert [names[number] for number in imagenet_1k_synsets()] == list(imagenet_1k())
 
 
 @pytest.mark.parametrize("count", [1, 3, 1000])

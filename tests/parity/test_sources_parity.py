@@ -23,6 +23,7 @@ from timm.models import save_for_hf  # noqa: E402
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2ForImageClassification, ConvNextV2Model, load  # noqa: E402
 from mlx_convnextv2.conversion.convert import convert  # noqa: E402
 from mlx_convnextv2.model.config import SIZES  # noqa: E402
+from mlx_convnextv2.model.labels import imagenet_1k, imagenet_1k_synsets  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -207,3 +208,9 @@ def test_verify_runs_timm_on_what_timm_wrote(tmp_path):
     assert verification.reference == "timm"
     assert verification.passed
     assert (verification.top1, verification.top5) == (1, 1)
+
+
+def test_imagenets_numbers_and_names_are_timms():
+    info = timm.data.ImageNetInfo("imagenet-1k")
+    assert info.label_names() == list(imagenet_1k_synsets())
+    assert info.label_descriptions() == list(imagenet_1k())
