@@ -22,6 +22,7 @@ MOST_THREADS = 256  # of a threadgroup: with all its registers it fits on every 
 MOST_CHANNELS = 4096  # of the depthwise kernel, whose threads hold their channels in registers
 MOST_ELEMENTS = 2**31 - 1  # of an image in the depthwise kernel, which counts places in 32 bits
 _TILES = ((4, 4), (2, 4), (1, 4), (1, 2))  # rows and columns of the depthwise kernel's, the largest first
+_SMALLEST_TILE = (1, 1)  # which only a measurement takes
 _MOST_SUMS = 16  # that a thread of the depthwise kernel holds in registers, but in the smallest tile
 _ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
 _ENOUGH_STRIPS = 128  # threadgroups of a pass over the activations, to keep a GPU busy
@@ -194,7 +195,7 @@ def depthwise_conv2d(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
     This and its two other forms are plain MLX for images of more than `MOST_ELEMENTS`.
     """
     if prod(x.shape[1:]) > MOST_ELEMENTS:
-        return mx.conv2d(x, _channel_major(taps), padding=3, groups=x.shape[-1]) + bias
+        return mx.conv2d(x, channel_major(taps), padding=3, groups=x.shape[-1]) + bias
     return _depthwise(_DEPTHWISE[False, False], x, taps, bias)[0]
 
 
@@ -203,7 +204,7 @@ def depthwise_layer_norm(
 ) -> mx.array:
     """`depthwise_conv2d`, then LayerNorm over the channels: (N, H, W, C) -> (N, H, W, C)."""
     if prod(x.shape[1:]) > MOST_ELEMENTS:
-        return plain.depthwise_layer_norm(x, _channel_major(taps), bias, norm_weight, norm_bias, eps)
+        return plain.depthwise_layer_norm(x, channel_major(taps), bias, norm_weight, norm_bias, eps)
     return _depthwise(_DEPTHWISE[True, False], x, taps, bias, norm_weight, norm_bias, mx.array([eps]))[0]
 
 
@@ -215,13 +216,17 @@ def depthwise_layer_norm_residual(
     norm_bias: mx.array,
     eps: float,
     residual_bias: mx.array,
+    tile: tuple[int, int] | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """`depthwise_layer_norm`, and x + residual_bias (C,), which the block's last product adds its own to."""
+    """`depthwise_layer_norm`, and x + residual_bias (C,), which the block's last product adds its own to.
+
+    `tile` is one of `tiles`, by default that of `tile_of`.
+    """
     if prod(x.shape[1:]) > MOST_ELEMENTS:
-        output = plain.depthwise_layer_norm(x, _channel_major(taps), bias, norm_weight, norm_bias, eps)
+        output = plain.depthwise_layer_norm(x, channel_major(taps), bias, norm_weight, norm_bias, eps)
         return output, (x + residual_bias).astype(x.dtype)
     output, residual = _depthwise(
-        _DEPTHWISE[True, True], x, taps, bias, norm_weight, norm_bias, mx.array([eps]), residual_bias
+        _DEPTHWISE[True, True], x, taps, bias, norm_weight, norm_bias, mx.array([eps]), residual_bias, tile=tile
     )
     return output, residual
 
@@ -232,8 +237,7 @@ def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, in
     Large tiles read less twice, small ones make more threadgroups: the largest of `_TILES` whose sums the registers
     hold and that leaves enough threadgroups, else the smallest.
     """
-    channels_per_thread = -(-channels // MOST_THREADS)
-    threads = _round_up(-(-channels // channels_per_thread), LANES)
+    channels_per_thread, threads = _threads_of(channels)
     for rows, columns in _TILES:
         fits = channels_per_thread * rows * columns <= _MOST_SUMS
         if fits and batch * -(-width // columns) * -(-height // rows) >= _ENOUGH_THREADGROUPS:
@@ -241,9 +245,25 @@ def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, in
     return channels_per_thread, threads, rows, columns
 
 
-def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array) -> list[mx.array]:
+def tiles(channels: int) -> list[tuple[int, int]]:
+    """Rows and columns of all tiles that may be launched for so many channels."""
+    channels_per_thread, _ = _threads_of(channels)
+    fitting = [tile for tile in _TILES[:-1] if channels_per_thread * prod(tile) <= _MOST_SUMS]
+    return [*fitting, _TILES[-1], _SMALLEST_TILE]
+
+
+def _threads_of(channels: int) -> tuple[int, int]:
+    """Channels per thread, and threads of a threadgroup."""
+    channels_per_thread = -(-channels // MOST_THREADS)
+    return channels_per_thread, _round_up(-(-channels // channels_per_thread), LANES)
+
+
+def _depthwise(
+    kernel: Kernel, x: mx.array, *others: mx.array, tile: tuple[int, int] | None = None
+) -> list[mx.array]:
     batch, height, width, channels = x.shape
     channels_per_thread, threads, rows, columns = tile_of(batch, height, width, channels)
+    rows, columns = tile or (rows, columns)
     return kernel(
         x,
         *others,
@@ -298,7 +318,7 @@ def _strips(kernel: Kernel, hidden: mx.array, *others: mx.array) -> list[mx.arra
     )
 
 
-def _channel_major(taps: mx.array) -> mx.array:
+def channel_major(taps: mx.array) -> mx.array:
     """`tap_major` undone: (7, 7, C) -> (C, 7, 7, 1)."""
     return taps.transpose(2, 0, 1)[..., None]
 

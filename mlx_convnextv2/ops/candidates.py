@@ -1,0 +1,153 @@
+"""The ways to compute the two parts of a block that are not matrix products: plain MLX, compiled by MLX, our kernels.
+
+`depthwise` computes what `gpu.depthwise_layer_norm_residual` does. `gelu_grn` makes of hidden (N, P, D) and GRN's weight
+(D,) the activations (N, P, D), and the factors (N, D) by which they are still to be multiplied, or None: the product
+behind can take factors on its weight, and GRN's bias as a part of its own.
+
+Candidates go by their names; those of the depthwise kernel end in the rows and columns of its tile.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from functools import cache, partial
+from math import prod
+from typing import Any
+
+import mlx.core as mx
+
+from . import gpu, plain, tolerances
+from .proving import Arrays, distance
+from .tuning import PLAIN, Operation, Trial
+
+COMPILED = "compiled"
+ON_WEIGHT, ON_INPUT = "kernel, scaled weight", "kernel, scaled input"  # of the product behind GRN
+MOST_ELEMENTS = 2**24  # of an input that is tried: more images only take longer
+_EPS = 1e-6
+
+Chain = Callable[[str, int], Callable[[], Any]]
+Activations = tuple[mx.array, mx.array | None]
+
+
+def tile_name(rows: int, columns: int) -> str:
+    return f"kernel {rows}x{columns}"
+
+
+@cache
+def depthwise(name: str) -> Callable[..., Any]:
+    """(x, taps, bias, norm_weight, norm_bias, eps, residual_bias) -> normed and residual, (N, H, W, C) each."""
+    if name in (PLAIN, COMPILED):
+        return mx.compile(_plain_depthwise) if name == COMPILED else _plain_depthwise
+    rows, columns = name.removeprefix("kernel ").split("x")
+    return partial(gpu.depthwise_layer_norm_residual, tile=(int(rows), int(columns)))
+
+
+@cache
+def gelu_grn(name: str) -> Callable[[mx.array, mx.array], Activations]:
+    """(hidden, weight) -> activations and factors."""
+    if name in (PLAIN, COMPILED):
+        return mx.compile(_plain_gelu_grn) if name == COMPILED else _plain_gelu_grn
+    return {ON_WEIGHT: _gelu_and_factors, ON_INPUT: _gelu_scaled}[name]
+
+
+def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "") -> Trial:
+    """For x (N, H, W, C) of random numbers; `form` is what else the time of a link depends on."""
+    shape, channels = _tried(shape), shape[-1]
+
+    @cache
+    def inputs() -> list[mx.array]:
+        x, taps = _random(shape, dtype, 0), _random((7, 7, channels), dtype, 1) * 0.2
+        vectors = [_random((channels,), dtype, key) for key in (2, 3, 4)]
+        return [x, taps, *vectors, _random((channels,), mx.float32, 5)]
+
+    def results(name: str, arrays: list[mx.array] | None = None) -> Arrays:
+        *first, residual_bias = arrays or inputs()
+        return depthwise(name)(*first, _EPS, residual_bias)
+
+    def expected() -> tuple[Arrays, float]:
+        exact = results(PLAIN, [array.astype(mx.float32) for array in inputs()])
+        allowed = tolerances.KERNEL["float16" if dtype == mx.float32 and uses_tf32() else _name(dtype)]
+        return exact, _allowed(allowed, results(PLAIN), exact)
+
+    names = (*(tile_name(*tile) for tile in gpu.tiles(channels)), COMPILED, PLAIN)
+    operation = Operation("depthwise_layer_norm_residual", shape, _name(dtype), form)
+    return Trial(operation, names, rule, expected, results, chain)
+
+
+def gelu_grn_trial(
+    shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "", quantized: bool = False
+) -> Trial:
+    """For hidden (N, P, D) of random numbers, where the weight behind is quantized or not; `form` as above."""
+    shape = _tried(shape)
+
+    @cache
+    def inputs() -> tuple[mx.array, mx.array]:
+        return _random(shape, dtype, 6) * 2, _random(shape[-1:], dtype, 7)
+
+    def results(name: str) -> Arrays:
+        activations, factors = gelu_grn(name)(*inputs())
+        return [activations if factors is None else activations.astype(mx.float32) * factors[:, None]]
+
+    def expected() -> tuple[Arrays, float]:
+        exact = [_plain_gelu_grn(*(array.astype(mx.float32) for array in inputs()))[0]]
+        return exact, _allowed(tolerances.KERNEL[_name(dtype)], results(PLAIN), exact)
+
+    names = (*(() if quantized else (ON_WEIGHT,)), ON_INPUT, COMPILED, PLAIN)
+    return Trial(Operation("gelu_grn", shape, _name(dtype), form), names, rule, expected, results, chain)
+
+
+def uses_tf32() -> bool:
+    """Whether MLX may round the factors of float32 products to 11 bits here: on CUDA and from Apple's M5 on, unless
+    MLX_ENABLE_TF32=0."""
+    if os.environ.get("MLX_ENABLE_TF32") == "0" or mx.default_device().type != mx.gpu:
+        return False
+    generation = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture")))
+    return mx.cuda.is_available() or (generation is not None and int(generation[1]) >= 17)
+
+
+def _plain_depthwise(
+    x: mx.array,
+    taps: mx.array,
+    bias: mx.array,
+    norm_weight: mx.array,
+    norm_bias: mx.array,
+    eps: float,
+    residual_bias: mx.array,
+) -> tuple[mx.array, mx.array]:
+    normed = plain.depthwise_layer_norm(x, gpu.channel_major(taps), bias, norm_weight, norm_bias, eps)
+    return normed, (x + residual_bias).astype(x.dtype)
+
+
+def _plain_gelu_grn(hidden: mx.array, weight: mx.array) -> Activations:
+    four_d = hidden[:, None]  # (N, P, D) -> (N, 1, P, D)
+    return plain.gelu_grn(four_d, weight, mx.zeros_like(weight))[:, 0], None
+
+
+def _gelu_and_factors(hidden: mx.array, weight: mx.array) -> Activations:
+    activations, sums = gpu.gelu_sum_of_squares(hidden)
+    return activations, gpu.grn_scale(sums, weight)
+
+
+def _gelu_scaled(hidden: mx.array, weight: mx.array) -> Activations:
+    return gpu.gelu_scaled(hidden, gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), weight)), None
+
+
+def _tried(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape, with fewer images where there are more than it takes to fill a GPU."""
+    batch, *rest = shape
+    return (max(1, min(batch, MOST_ELEMENTS // prod(rest))), *rest)
+
+
+def _allowed(tolerance: float, plain_results: Arrays, exact: Arrays) -> float:
+    """The tolerance; or twice what plain MLX differs by itself, which rounds after each operation."""
+    return max(tolerance, *(2 * distance(*pair) for pair in zip(plain_results, exact, strict=True)))
+
+
+def _random(shape: tuple[int, ...], dtype: mx.Dtype, key: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(key)).astype(dtype)
+
+
+def _name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

@@ -1,0 +1,313 @@
+"""Who computes an operation on this device: of the candidates that are right here, the fastest.
+
+Each operation has a candidate that a static rule names, and others. Before the first use the rule's is compared with
+plain MLX (`prove`), which takes its place where it is wrong. Then, within a budget, all that are right are timed in
+turns (`measure`), and the fastest computes from then on. What was found is kept on this machine (`files.user_cache`)
+under everything that it depends on, so that nothing is tried twice, until one of these changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from importlib.resources import files
+from statistics import median
+from typing import Any
+
+import mlx.core as mx
+
+from .. import __version__
+from ..files import user_cache
+from ..messages import one_line
+from .proving import Arrays, prove
+
+PLAIN = "plain"
+VARIABLE = "MLX_CONVNEXTV2_TUNE"
+BUDGET = 2.0  # seconds of measuring in a process
+TIE = 0.03  # what is slower by no more than this part is as fast
+_ROUNDS, _LEAST_ROUNDS = 7, 3
+_CHAIN = 4e-3  # seconds that a chain should take, so that starting it counts for little
+_LINKS = (2, 16)  # the fewest and the most of a chain
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is computed: its name, the shape and dtype of its input, and whatever else decides how fast."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    form: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An operation, and how to try its candidates.
+
+    Args:
+        candidates: their names; of equally fast ones the first computes. `PLAIN` is one of them, and trusted.
+        rule: the one that computes as long as nothing was measured.
+        expected: the right results in float32, and how far others may be away (see `prove`).
+        results: those of a candidate, for the same inputs.
+        chain: a function that runs so many links, each of which needs the result of the one before, and waits.
+    """
+
+    operation: Operation
+    candidates: tuple[str, ...]
+    rule: str
+    expected: Callable[[], tuple[Arrays, float]]
+    results: Callable[[str], Arrays]
+    chain: Callable[[str, int], Callable[[], Any]]
+
+
+@dataclass
+class Verdict:
+    """What is known about an operation here.
+
+    Args:
+        rule: the static rule's candidate.
+        proven: the candidates that compute what plain MLX does.
+        failures: why the others do not.
+        seconds: of one link, by candidate, once it was measured.
+        given_up: it is not to be measured again, because a whole budget was too little.
+    """
+
+    rule: str
+    proven: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    given_up: bool = False
+
+    @property
+    def choice(self) -> str:
+        """Who computes: the fastest, or of those within `TIE` of it the rule's, or else the first."""
+        if self.seconds:
+            limit = min(self.seconds.values()) * (1 + TIE)
+            fast = [name for name, seconds in self.seconds.items() if seconds <= limit]
+            return self.rule if self.rule in fast else fast[0]
+        return PLAIN if self.rule in self.failures else self.rule
+
+    @property
+    def settled(self) -> bool:
+        return bool(self.seconds) or self.given_up
+
+    @classmethod
+    def of(cls, rule: str, kept: Any, candidates: tuple[str, ...]) -> Verdict:
+        """From what a file holds, of which nothing is believed that could not have been written by us."""
+        try:
+            verdict = cls(rule, **kept)
+            names = [*verdict.proven, *verdict.failures, *verdict.seconds]
+            numbers = all(type(value) is float and 0 < value < math.inf for value in verdict.seconds.values())
+            reasons = all(isinstance(reason, str) for reason in verdict.failures.values())
+            if numbers and reasons and set(names) <= set(candidates) and type(verdict.given_up) is bool:
+                return verdict
+        except (TypeError, AttributeError):
+            pass
+        return cls(rule)
+
+
+class Tuner:
+    """The verdicts of one process. Its methods may be called from any thread, one at a time within `session`.
+
+    Args:
+        machine: what a verdict depends on besides the operation; `machine()` where it is None.
+        measures: whether to measure; proven is everything anyway.
+        again: whether to find out anew what is known already, and to measure although it cannot be kept.
+        budget: seconds for all measurements together.
+        clock: tells seconds.
+        say: tells a user at a terminal what takes time.
+    """
+
+    def __init__(
+        self,
+        machine: dict[str, str] | None = None,
+        *,
+        measures: bool = True,
+        again: bool = False,
+        budget: float = BUDGET,
+        clock: Callable[[], float] = time.perf_counter,
+        say: Callable[[str], None] | None = None,
+    ):
+        self._machine = machine
+        self._measures = measures
+        self._again = again
+        self._left = self._budget = budget
+        self._clock = clock
+        self._say = say or _say
+        self._verdicts: dict[Operation, Verdict] = {}
+        self._failures: list[str] = []
+        self._warned = False
+        self._alone = False
+        self._lock = threading.RLock()
+
+    @property
+    def machine(self) -> dict[str, str]:
+        if self._machine is None:
+            self._machine = machine()
+        return self._machine
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Where `prove` and `measure` are called. Two processes do not measure at once, and one that can keep nothing
+        does not measure. At its end the first failures that were found become one warning."""
+        with self._lock, user_cache.alone() as alone:
+            self._alone = alone or self._again
+            yield
+            if self._failures and not self._warned:
+                self._warned = True
+                warnings.warn(self._warning(), stacklevel=2)
+
+    def known(self, trial: Trial) -> Verdict:
+        """What is known without trying anything, as within a trace."""
+        operation = trial.operation
+        if operation not in self._verdicts:
+            kept = None if self._again else user_cache.read(self._key(operation))
+            self._verdicts[operation] = Verdict.of(trial.rule, kept or {}, trial.candidates)
+        return self._verdicts[operation]
+
+    def prove(self, trial: Trial) -> Verdict:
+        """Find out whether the rule's candidate is right, unless that is known."""
+        verdict = self.known(trial)
+        self._prove(trial, verdict, (trial.rule,))
+        return verdict
+
+    def measure(self, trial: Trial) -> Verdict:
+        """Find out which candidate is the fastest, unless that is known or the budget is spent."""
+        verdict = self.prove(trial)
+        if verdict.settled or not self._measures or not self._alone or self._left <= 0:
+            return verdict
+        whole_budget = self._left == self._budget
+        if whole_budget:
+            self._say(f"Measuring the fastest kernels for {self.machine['device']}, once ...")
+        start = self._clock()
+        deadline = start + self._left
+        anew = self._prove(trial, verdict, trial.candidates, deadline)
+        right = [name for name in trial.candidates if name == PLAIN or name in verdict.proven]
+        if len(right) + len(verdict.failures) == len(trial.candidates):  # else the next process goes on
+            if len(right) > 1:
+                verdict.seconds = self._time(trial, verdict, right, deadline)
+            verdict.given_up = not verdict.seconds and (len(right) == 1 or (whole_budget and not anew))
+        self._left -= self._clock() - start
+        self._keep(trial.operation, verdict)
+        return verdict
+
+    def _prove(
+        self, trial: Trial, verdict: Verdict, names: tuple[str, ...], deadline: float = math.inf
+    ) -> list[str]:
+        """Try those of the candidates that were not, until the deadline; which they were."""
+        unknown = [name for name in names if name not in (PLAIN, *verdict.proven, *verdict.failures)]
+        if not unknown:
+            return []
+        expected, allowed = trial.expected()
+        for i, name in enumerate(unknown):
+            if i and self._clock() >= deadline:
+                unknown = unknown[:i]
+                break
+            reason = prove(partial(trial.results, name), expected, allowed)
+            if reason is None:
+                verdict.proven.append(name)
+            else:
+                self._fail(trial, verdict, name, reason)
+        self._keep(trial.operation, verdict)
+        return unknown
+
+    def _time(self, trial: Trial, verdict: Verdict, names: list[str], deadline: float) -> dict[str, float]:
+        """The median seconds of a link of each of these candidates; nothing where the time was too short."""
+        clock, chains = self._clock, {}
+        for name in sorted(names, key=lambda name: name != verdict.choice):  # it decides how long the chains are
+            try:
+                if not chains:
+                    trial.chain(name, _LINKS[0])()
+                    took = _timed(trial.chain(name, _LINKS[0]), clock) / _LINKS[0]
+                    links = max(_LINKS[0], min(_LINKS[1], math.ceil(_CHAIN / max(took, 1e-9))))
+                chain = trial.chain(name, links)
+                chain()  # to warm up, and to compile
+                chains[name] = chain
+            except Exception as error:
+                if name == PLAIN or isinstance(error, MemoryError) or "allocate" in str(error):
+                    raise
+                self._fail(trial, verdict, name, one_line(error))
+            if clock() >= deadline:
+                return {}
+        times: list[dict[str, float]] = []
+        while len(times) < _ROUNDS and (clock() < deadline or len(times) < _LEAST_ROUNDS):
+            times.append({name: _timed(chain, clock) / links for name, chain in chains.items()})
+        return {name: median(own[name] for own in times) for name in names if name in chains}
+
+    def _fail(self, trial: Trial, verdict: Verdict, name: str, reason: str) -> None:
+        verdict.failures[name] = reason
+        operation = trial.operation
+        shape = "x".join(map(str, operation.shape))
+        self._failures.append(f"{name} of {operation.name} ({shape}, {operation.dtype}): {reason}")
+
+    def _warning(self) -> str:
+        more = f", and {len(self._failures) - 1} more like it" if len(self._failures) > 1 else ""
+        return (
+            f"{self._failures[0]}{more}. So it is not used on this device, {self.machine['device']}: the results are "
+            "right, but may come later. Please report this, with what `python -m mlx_convnextv2.benchmark self-check` "
+            "prints, as an issue of mlx_convnextv2"
+        )
+
+    def _key(self, operation: Operation) -> dict[str, Any]:
+        return {**self.machine, **asdict(operation)}
+
+    def _keep(self, operation: Operation, verdict: Verdict) -> None:
+        value = asdict(verdict)
+        del value["rule"]
+        user_cache.write(self._key(operation), value)
+
+
+def _timed(run: Callable[[], Any], clock: Callable[[], float]) -> float:
+    start = clock()
+    run()
+    return clock() - start
+
+
+def _say(message: str) -> None:
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(message, file=sys.stderr, flush=True)
+
+
+def wanted() -> bool | None:
+    """What MLX_CONVNEXTV2_TUNE says: False ("0") to measure nothing, True ("1") to measure on a CPU, too, or None.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE} must be 0 or 1, not {value!r}")
+    return None if value == "" else value == "1"
+
+
+def machine() -> dict[str, str]:
+    """What the verdict on an operation depends on: the device, the system, MLX, this package and its kernels' text."""
+    info = mx.device_info()
+    return {
+        "device": str(info.get("device_name", "an unknown device")),
+        "architecture": str(info.get("architecture", "")),
+        "system": f"{platform.system()} {platform.release()}",
+        "mlx": mx.__version__,  # type: ignore[attr-defined]
+        "tf32": os.environ.get("MLX_ENABLE_TF32", ""),
+        "package": __version__,
+        "kernels": _digest(),
+    }
+
+
+@cache
+def _digest() -> str:
+    """Of the kernels' text and of what launches them."""
+    folder = files(__package__)
+    texts = [*(folder / "kernels").iterdir(), folder / "gpu.py", folder / "candidates.py"]
+    contents = sorted((text.name, text.read_bytes()) for text in texts if text.is_file())
+    return hashlib.sha256(repr(contents).encode()).hexdigest()
