@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlx.core as mx
@@ -40,6 +40,14 @@ def randomize(model: ConvNextV2ForImageClassification, seed: int = 0) -> None:
         values = random.standard_normal(parameter.shape).astype(np.float32) * 0.2
         weights.append((name, mx.array(values + 1 if name.endswith("norm.weight") else values)))
     model.load_weights(weights)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests find out about kernels is not kept where a user's programs would read it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path_factory.mktemp("user cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

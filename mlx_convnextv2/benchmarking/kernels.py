@@ -10,7 +10,7 @@ from statistics import median
 import mlx.core as mx
 import numpy as np
 
-from ..inference.fuse import plain_block
+from ..inference.composition import plain_block
 from ..inference.gpu_block import FoldedBlock
 from ..model.config import ConvNextV2Config, as_pair
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer
@@ -127,7 +127,7 @@ def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iter
         ),
         "GELU + GRN + product": (
             lambda hidden: layer.pwconv2(plain.gelu_grn(hidden, grn.weight, grn.bias)),
-            lambda hidden: folded.project(hidden.reshape(batch, -1, 4 * channels), flat),
+            lambda hidden: folded.project(hidden.reshape(batch, -1, 4 * channels), flat, folded.rule(shape).gelu_grn),
             hidden,
         ),
         "block": (plain_block(layer), folded, x),

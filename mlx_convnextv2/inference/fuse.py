@@ -6,16 +6,10 @@ from collections.abc import Callable
 
 import mlx.core as mx
 
-from ..model.convnextv2 import (
-    ConvNextV2ForImageClassification,
-    ConvNextV2Layer,
-    ConvNextV2Model,
-    body_and_classifier,
-)
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
 from ..ops import dispatch
-from ..ops.plain import gelu
 from ..runtime.forks import check_not_forked
-from .gpu_block import FoldedBlock
+from .composition import compiled, compose, plain_block
 
 
 def fuse(
@@ -25,13 +19,14 @@ def fuse(
 
     Of a ConvNextV2Model, which has no classifier, it is one to the pooled output (N, hidden_size).
 
-    It has the weights that the model has now: change them, and call `fuse` again. On a GPU the graph is compiled, once
-    for each shape of pixel_values. On a CPU it is not, because `mx.compile` would run a C++ compiler for seconds and
-    the result is no faster; under Linux the model is computed in numpy there.
+    It has the weights that the model has now: change them, and call `fuse` again. On a GPU each part of a block is
+    computed by what is right and fastest there, which is found out for each shape of pixel_values when the first come
+    (see `ops.tuning`), and MLX compiles the graph. On a CPU it does not, because `mx.compile` would run a C++ compiler
+    for seconds and the result is no faster; under Linux the model is computed in numpy there.
 
     Args:
         model: what to run.
-        path: "plain", "kernel", "numpy" or "auto" for how to compute; `dispatch.choose` has the rule.
+        path: "plain", "kernel" or "numpy" to compute so whatever is fastest; "auto" is the default.
         pooled: return the pooled output (N, hidden_size), which the classifier takes, instead of logits.
 
     Raises:
@@ -43,40 +38,29 @@ def fuse(
     if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
         names = f"{ConvNextV2ForImageClassification.__name__} or a {ConvNextV2Model.__name__}"
         raise TypeError(f"fuse takes a {names}, not a {type(model).__name__}")
-    body, classifier = body_and_classifier(model, pooled)
+    body, _ = body_and_classifier(model, pooled)
     weight = body.embeddings.patch_embeddings.weight
+    on_gpu = mx.default_device().type == mx.gpu
+    if dispatch.asked(path) is None and (on_gpu or dispatch.measuring()):
+        from ..ops import tuning
+        from .tuned import tuned_on_cpu, tuned_on_gpu
+
+        return (tuned_on_gpu if on_gpu else tuned_on_cpu)(model, tuning.shared(), pooled)
     if dispatch.choose(weight.dtype, len(weight), path) == "numpy":
-        from . import numpy_classifier  # here, so that it costs nothing where it is not used
+        from . import numpy_classifier
 
         if numpy_classifier.supports(model):
             return numpy_classifier.NumpyClassifier(model, pooled)
         if path == "numpy":
             raise ValueError('numpy does not know every layer of this model: leave the path "numpy" out')
+    from .gpu_block import FoldedBlock, is_foldable
 
-    stages = [
-        (stage.downsampling_layer, [_inference_block(layer, path) for layer in stage.layers])
+    blocks = [
+        [FoldedBlock.of(layer) if is_foldable(layer, path) else plain_block(layer) for layer in stage.layers]
         for stage in body.encoder.stages
     ]
-
-    def predict(pixel_values: mx.array) -> mx.array:
-        hidden_states = body.embeddings(pixel_values)
-        for downsampling, blocks in stages:
-            for layer in downsampling:
-                hidden_states = layer(hidden_states)  # the convolution: (N, H, W, C) -> (N, H // 2, W // 2, C')
-            for block in blocks:
-                hidden_states = block(hidden_states)
-        pooler_output = body.pool(hidden_states)  # (N, H, W, C) -> (N, C)
-        return pooler_output if classifier is None else classifier(pooler_output)  # (N, C) -> (N, num_labels)
-
-    if mx.default_device() == mx.Device(mx.cpu):
-        return predict
-    compiled = mx.compile(predict)
-
-    def run(pixel_values: mx.array) -> mx.array:
-        check_not_forked()  # of which the compiled graph knows nothing
-        return compiled(pixel_values)
-
-    return run
+    predict = compose(model, blocks, pooled)
+    return compiled(predict) if on_gpu else predict
 
 
 def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.array], mx.array]) -> str:
@@ -84,32 +68,30 @@ def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.arra
     from ..runtime import mlx_blas
     from ..runtime.numpy_blas import blas_name
     from .numpy_classifier import NumpyClassifier
+    from .tuned import Tuned
 
     device = mx.default_device().type
-    weight = model.convnextv2.embeddings.patch_embeddings.weight
     if isinstance(predict, NumpyClassifier):
         how = f"in numpy on {predict.workers} cores, its BLAS {blas_name()}"
+    elif isinstance(predict, Tuned):
+        how = "by what is right and fastest here for each shape"
     elif device == mx.cpu:
         how = f"by MLX's operations, its BLAS {mlx_blas.load()}"
     else:
+        weight = model.convnextv2.embeddings.patch_embeddings.weight
         how = "by our kernels" if dispatch.choose(weight.dtype, len(weight)) == "kernel" else "by MLX's operations"
     version = mx.__version__  # type: ignore[attr-defined]
     return f"MLX {version} on the {device.name.upper()}, blocks {how}"
 
 
-def _inference_block(layer: ConvNextV2Layer, path: str | None) -> Callable[[mx.array], mx.array]:
-    """The block as a function, (N, H, W, C) -> (N, H, W, C)."""
-    bias = layer.dwconv.bias
-    if layer.act is gelu and dispatch.choose(bias.dtype, bias.size, path) == "kernel":
-        return FoldedBlock.of(layer)
-    return plain_block(layer)
+def describe_choices(predict: Callable[[mx.array], mx.array]) -> list[str]:
+    """What was chosen for the shapes that have come, a line for each operation; nothing where there is no choice."""
+    from .tuned import Tuned
 
-
-def plain_block(layer: ConvNextV2Layer) -> Callable[[mx.array], mx.array]:
-    """The block in MLX's own operations, (N, H, W, C) -> (N, H, W, C), without drop path in training mode too."""
-
-    def block(hidden_states: mx.array) -> mx.array:
-        with dispatch.path("plain"):
-            return hidden_states + layer.branch(hidden_states)
-
-    return block
+    lines: dict[str, None] = {}  # each once: the blocks of a stage are alike
+    if not isinstance(predict, Tuned):
+        return []
+    for shape in predict.shapes:
+        for trial, verdict in predict.verdicts(shape):
+            lines[f"{trial.operation} by {verdict.choice}, {verdict.reason}"] = None
+    return list(lines)

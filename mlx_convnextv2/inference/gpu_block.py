@@ -1,4 +1,4 @@
-"""A block on a GPU, in six launches."""
+"""A block on a GPU, in six launches where kernels compute what is not a matrix product."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from ..model.convnextv2 import (
-    ConvNextV2Layer,
-)
-from ..ops import gpu
+from ..model.convnextv2 import ConvNextV2Layer
+from ..ops import candidates, dispatch, gpu
+from ..ops.plain import gelu
 from .folds import bias_behind, scale_weight
+
+
+@dataclass(frozen=True)
+class BlockChoice:
+    """The candidates, of `ops.candidates`, that compute the parts of a block."""
+
+    depthwise: str
+    gelu_grn: str
 
 
 @dataclass(frozen=True)
@@ -59,27 +66,43 @@ class FoldedBlock:
             residual_bias,
         )
 
-    def __call__(self, hidden_states: mx.array) -> mx.array:
-        """(N, H, W, C) -> (N, H, W, C) in six kernels, two of them matrix products."""
+    def rule(self, shape: tuple[int, ...]) -> BlockChoice:
+        """The static rule for hidden states of the shape (N, H, W, C): kernels, in the form that should be fastest."""
+        batch, height, width, channels = shape
+        on_weight = not self.is_quantized and scale_weight(batch, height * width, channels)
+        return BlockChoice(
+            candidates.tile_name(*gpu.tile_of(*shape)[2:]), candidates.ON_WEIGHT if on_weight else candidates.ON_INPUT
+        )
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether pwconv2's weight takes no factors."""
+        return not isinstance(self.pwconv2, nn.Linear)
+
+    def __call__(self, hidden_states: mx.array, choice: BlockChoice | None = None) -> mx.array:
+        """(N, H, W, C) -> (N, H, W, C), by the rule unless a choice is given."""
         batch, _, _, channels = hidden_states.shape
-        normed, residual = gpu.depthwise_layer_norm_residual(
+        choice = choice or self.rule(hidden_states.shape)
+        normed, residual = candidates.depthwise(choice.depthwise)(
             hidden_states, self.taps, self.bias, self.norm_weight, self.norm_bias, self.eps, self.residual_bias
         )
         normed, residual = (array.reshape(batch, -1, channels) for array in (normed, residual))  # (N, H * W, C)
-        output = self.project(self.pwconv1(normed), residual)  # (N, H * W, C) -> (N, H * W, 4C) -> (N, H * W, C)
+        hidden = self.pwconv1(normed)  # (N, H * W, C) -> (N, H * W, 4C)
+        output = self.project(hidden, residual, choice.gelu_grn)  # (N, H * W, 4C) -> (N, H * W, C)
         return output.reshape(hidden_states.shape)  # (N, H * W, C) -> (N, H, W, C)
 
-    def project(self, hidden: mx.array, residual: mx.array) -> mx.array:
+    def project(self, hidden: mx.array, residual: mx.array, gelu_grn: str) -> mx.array:
         """GELU, GRN, pwconv2 and the sum with the residual: (N, H * W, 4C) and (N, H * W, C) -> (N, H * W, C)."""
-        foldable = isinstance(self.pwconv2, nn.Linear)
-        if foldable and scale_weight(*residual.shape):
-            activations, sums = gpu.gelu_sum_of_squares(hidden)
-            scale = gpu.grn_scale(sums, self.grn_weight)  # (N, 4C)
-            weight = (self.pwconv2.weight * scale[:, None]).astype(hidden.dtype)  # (C, 4C) -> (N, C, 4C)
-        else:
-            scale = gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), self.grn_weight)
-            activations = gpu.gelu_scaled(hidden, scale)
-            weight = self.pwconv2.weight
-        if not foldable:
+        activations, factors = candidates.gelu_grn(gelu_grn)(hidden, self.grn_weight)  # (N, H * W, 4C), (N, 4C)
+        if self.is_quantized:
             return residual + self.pwconv2(activations)
+        weight = self.pwconv2.weight
+        if factors is not None:
+            weight = (weight * factors[:, None]).astype(hidden.dtype)  # (C, 4C) -> (N, C, 4C)
         return mx.addmm(residual, activations, weight.swapaxes(-1, -2))
+
+
+def is_foldable(layer: ConvNextV2Layer, path: str | None = None) -> bool:
+    """Whether our kernels can compute a block, and `dispatch.choose` wants them to."""
+    bias = layer.dwconv.bias
+    return layer.act is gelu and dispatch.choose(bias.dtype, bias.size, path) == "kernel"

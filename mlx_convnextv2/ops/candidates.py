@@ -1,8 +1,8 @@
 """The ways to compute the two parts of a block that are not matrix products: plain MLX, compiled by MLX, our kernels.
 
-`depthwise` computes what `gpu.depthwise_layer_norm_residual` does. `gelu_grn` makes of hidden (N, P, D) and GRN's weight
-(D,) the activations (N, P, D), and the factors (N, D) by which they are still to be multiplied, or None: the product
-behind can take factors on its weight, and GRN's bias as a part of its own.
+`depthwise` computes what `gpu.depthwise_layer_norm_residual` does. `gelu_grn` makes of hidden (N, P, D) and GRN's
+weight (D,) the activations (N, P, D), and the factors (N, D) by which they are still to be multiplied, or None: the
+product behind can take factors on its weight, and GRN's bias as a part of its own.
 
 Candidates go by their names; those of the depthwise kernel end in the rows and columns of its tile.
 """

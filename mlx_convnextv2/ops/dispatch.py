@@ -35,6 +35,36 @@ def path(name: str | None) -> Iterator[None]:
         _wanted.reset(token)
 
 
+def asked(path: str | None = None) -> str | None:
+    """The path that the argument, the context or the environment decides for, as `choose` says; None where none does.
+
+    Raises:
+        ValueError: a path that does not exist.
+    """
+    for wanted, name in (
+        (path, "path"),
+        (_wanted.get(), "path"),
+        (os.environ.get("MLX_CONVNEXTV2_OPS"), "MLX_CONVNEXTV2_OPS"),
+    ):
+        if wanted and wanted not in PATHS:
+            raise ValueError(f"{name} must be one of {', '.join(PATHS)}, not {wanted!r}")
+        if wanted and wanted != "auto":
+            return wanted
+    return None
+
+
+def measuring() -> bool | None:
+    """What MLX_CONVNEXTV2_TUNE asks for: False ("0") to measure nothing, True ("1") to measure on a CPU, too, or None.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    value = os.environ.get("MLX_CONVNEXTV2_TUNE", "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"MLX_CONVNEXTV2_TUNE must be 0 or 1, not {value!r}")
+    return value == "1" if value else None
+
+
 def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
     """The path for a block of so many channels in this dtype: "plain", "kernel" or "numpy".
 
@@ -52,15 +82,8 @@ def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
     Raises:
         ValueError: a path that does not exist.
     """
-    for wanted, name in (
-        (path, "path"),
-        (_wanted.get(), "path"),
-        (os.environ.get("MLX_CONVNEXTV2_OPS"), "MLX_CONVNEXTV2_OPS"),
-    ):
-        if wanted and wanted not in PATHS:
-            raise ValueError(f"{name} must be one of {', '.join(PATHS)}, not {wanted!r}")
-        if wanted and wanted != "auto":
-            return wanted
+    if wanted := asked(path):
+        return wanted
     if mx.default_device().type == mx.gpu:
         return "kernel" if dtype in _KERNEL_DTYPES and channels <= gpu.MOST_CHANNELS else "plain"
     return "numpy" if sys.platform == "linux" else "plain"

@@ -258,9 +258,7 @@ def _threads_of(channels: int) -> tuple[int, int]:
     return channels_per_thread, _round_up(-(-channels // channels_per_thread), LANES)
 
 
-def _depthwise(
-    kernel: Kernel, x: mx.array, *others: mx.array, tile: tuple[int, int] | None = None
-) -> list[mx.array]:
+def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array, tile: tuple[int, int] | None = None) -> list[mx.array]:
     batch, height, width, channels = x.shape
     channels_per_thread, threads, rows, columns = tile_of(batch, height, width, channels)
     rows, columns = tile or (rows, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import mlx.core as mx
 
@@ -47,4 +48,4 @@ def distance(result: mx.array, right: mx.array) -> float:
     finite = mx.isfinite(right)
     difference = mx.where(finite, mx.abs(result - right), 0).max()
     largest = mx.where(finite, mx.abs(right), 0).max()
-    return float((difference / mx.maximum(largest, 1e-30)).item())
+    return cast(float, (difference / mx.maximum(largest, 1e-30)).item())

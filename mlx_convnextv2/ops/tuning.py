@@ -21,23 +21,25 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from importlib.resources import files
-from statistics import median
 from typing import Any
 
 import mlx.core as mx
 
-from .. import __version__
+from .._version import __version__
 from ..files import user_cache
 from ..messages import one_line
+from . import dispatch
 from .proving import Arrays, prove
 
 PLAIN = "plain"
-VARIABLE = "MLX_CONVNEXTV2_TUNE"
 BUDGET = 2.0  # seconds of measuring in a process
 TIE = 0.03  # what is slower by no more than this part is as fast
 _ROUNDS, _LEAST_ROUNDS = 7, 3
 _CHAIN = 4e-3  # seconds that a chain should take, so that starting it counts for little
-_LINKS = (2, 16)  # the fewest and the most of a chain
+
+
+class WrongKernelWarning(UserWarning):
+    """What should compute an operation does not do so on this device, and something else does."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,9 @@ class Operation:
     shape: tuple[int, ...]
     dtype: str
     form: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} of {'x'.join(map(str, self.shape))} in {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Trial:
         expected: the right results in float32, and how far others may be away (see `prove`).
         results: those of a candidate, for the same inputs.
         chain: a function that runs so many links, each of which needs the result of the one before, and waits.
+        links: the fewest and the most of a chain.
     """
 
     operation: Operation
@@ -68,6 +74,7 @@ class Trial:
     expected: Callable[[], tuple[Arrays, float]]
     results: Callable[[str], Arrays]
     chain: Callable[[str, int], Callable[[], Any]]
+    links: tuple[int, int] = (2, 16)
 
 
 @dataclass
@@ -96,6 +103,13 @@ class Verdict:
             fast = [name for name, seconds in self.seconds.items() if seconds <= limit]
             return self.rule if self.rule in fast else fast[0]
         return PLAIN if self.rule in self.failures else self.rule
+
+    @property
+    def reason(self) -> str:
+        """Why the choice is that."""
+        if self.seconds:
+            return "measured"
+        return f"because {self.rule} is wrong here" if self.rule in self.failures else "by the rule"
 
     @property
     def settled(self) -> bool:
@@ -165,7 +179,7 @@ class Tuner:
             yield
             if self._failures and not self._warned:
                 self._warned = True
-                warnings.warn(self._warning(), stacklevel=2)
+                warnings.warn(self._warning(), WrongKernelWarning, stacklevel=2)
 
     def known(self, trial: Trial) -> Verdict:
         """What is known without trying anything, as within a trace."""
@@ -201,9 +215,7 @@ class Tuner:
         self._keep(trial.operation, verdict)
         return verdict
 
-    def _prove(
-        self, trial: Trial, verdict: Verdict, names: tuple[str, ...], deadline: float = math.inf
-    ) -> list[str]:
+    def _prove(self, trial: Trial, verdict: Verdict, names: tuple[str, ...], deadline: float = math.inf) -> list[str]:
         """Try those of the candidates that were not, until the deadline; which they were."""
         unknown = [name for name in names if name not in (PLAIN, *verdict.proven, *verdict.failures)]
         if not unknown:
@@ -223,13 +235,15 @@ class Tuner:
 
     def _time(self, trial: Trial, verdict: Verdict, names: list[str], deadline: float) -> dict[str, float]:
         """The median seconds of a link of each of these candidates; nothing where the time was too short."""
-        clock, chains = self._clock, {}
+        clock, (least, most) = self._clock, trial.links
+        chains: dict[str, Callable[[], Any]] = {}
         for name in sorted(names, key=lambda name: name != verdict.choice):  # it decides how long the chains are
             try:
                 if not chains:
-                    trial.chain(name, _LINKS[0])()
-                    took = _timed(trial.chain(name, _LINKS[0]), clock) / _LINKS[0]
-                    links = max(_LINKS[0], min(_LINKS[1], math.ceil(_CHAIN / max(took, 1e-9))))
+                    shortest = trial.chain(name, least)
+                    shortest()
+                    took = _timed(shortest, clock) / least
+                    links = max(least, min(most, math.ceil(_CHAIN / max(took, 1e-9))))
                 chain = trial.chain(name, links)
                 chain()  # to warm up, and to compile
                 chains[name] = chain
@@ -242,13 +256,11 @@ class Tuner:
         times: list[dict[str, float]] = []
         while len(times) < _ROUNDS and (clock() < deadline or len(times) < _LEAST_ROUNDS):
             times.append({name: _timed(chain, clock) / links for name, chain in chains.items()})
-        return {name: median(own[name] for own in times) for name in names if name in chains}
+        return {name: sorted(own[name] for own in times)[len(times) // 2] for name in names if name in chains}
 
     def _fail(self, trial: Trial, verdict: Verdict, name: str, reason: str) -> None:
         verdict.failures[name] = reason
-        operation = trial.operation
-        shape = "x".join(map(str, operation.shape))
-        self._failures.append(f"{name} of {operation.name} ({shape}, {operation.dtype}): {reason}")
+        self._failures.append(f"{trial.operation} by {name}: {reason}")
 
     def _warning(self) -> str:
         more = f", and {len(self._failures) - 1} more like it" if len(self._failures) > 1 else ""
@@ -278,16 +290,10 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def wanted() -> bool | None:
-    """What MLX_CONVNEXTV2_TUNE says: False ("0") to measure nothing, True ("1") to measure on a CPU, too, or None.
-
-    Raises:
-        ValueError: it says something else.
-    """
-    value = os.environ.get(VARIABLE, "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"{VARIABLE} must be 0 or 1, not {value!r}")
-    return None if value == "" else value == "1"
+@cache
+def shared() -> Tuner:
+    """The tuner of this process, which gives one warning and has one budget."""
+    return Tuner(measures=dispatch.measuring() is not False)
 
 
 def machine() -> dict[str, str]:

@@ -120,5 +120,3 @@ def test_a_tile_that_registers_do_not_hold_is_no_candidate() -> None:
     for channels in (8, 256, 257, 512, 1024, 2816, 4096):
         for side in (1, 7, 14, 56):
             assert gpu.tile_of(1, side, side, channels)[2:] in gpu.tiles(channels)
-
-
