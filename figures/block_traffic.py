@@ -21,7 +21,7 @@ from unittest import mock
 
 import mlx.core as mx
 
-from mlx_convnextv2.inference.fuse import plain_block
+from mlx_convnextv2.inference.composition import plain_block
 from mlx_convnextv2.inference.gpu_block import FoldedBlock
 from mlx_convnextv2.model.config import SIZES, ConvNextV2Config
 from mlx_convnextv2.model.convnextv2 import ConvNextV2Layer

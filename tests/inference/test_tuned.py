@@ -1,4 +1,4 @@
-"""A fused model chooses for itself what computes it: on a device that looks like a GPU, and on a CPU with real clocks."""
+"""A fused model chooses what computes it: on a device that looks like a GPU, and on a CPU with a real clock."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 from conftest import randomize
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, classify, fuse
-from mlx_convnextv2.inference.fuse import describe_choices
 from mlx_convnextv2.inference import tuned as tuned_module
+from mlx_convnextv2.inference.fuse import describe_choices
 from mlx_convnextv2.inference.tuned import Tuned, feature_shapes, model_trial, tuned_on_cpu, tuned_on_gpu
 from mlx_convnextv2.model.quantization import quantize
 from mlx_convnextv2.ops import candidates, gpu, tuning
@@ -130,7 +130,7 @@ class TestOnAGpu:
         assert len(lines) == len(set(lines)) == 2 * 2 * 2  # shapes, operations, stages: not each block
 
     def test_plain_mlx_is_not_compiled_against_its_choice(self, model, monkeypatch) -> None:
-        """Where plain MLX was measured to be faster than compiled, or compiling is broken, nothing compiles the whole."""
+        """Where it was measured to be faster than compiled, or compiling is broken, nothing compiles the whole."""
         compiled: list[Any] = []
         device = Ticking(monkeypatch)
         for fastest, count in (("kernel 1x2", 1), ("plain", 0)):

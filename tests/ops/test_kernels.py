@@ -18,8 +18,8 @@ from mlx.utils import tree_flatten
 
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, fuse, load
 from mlx_convnextv2.demo import DEMO
+from mlx_convnextv2.inference.composition import plain_block
 from mlx_convnextv2.inference.folds import bias_behind, scale_weight
-from mlx_convnextv2.inference.fuse import plain_block
 from mlx_convnextv2.inference.gpu_block import FoldedBlock
 from mlx_convnextv2.model.config import SIZES
 from mlx_convnextv2.model.convnextv2 import ConvNextV2Layer

@@ -372,6 +372,7 @@ def test_another_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_verdict_depends_on_the_device_the_versions_and_the_text_of_the_kernels(monkeypatch) -> None:
+    monkeypatch.setenv("MLX_ENABLE_TF32", "1")
     here = tuning.machine()
     assert here["device"] == mx.device_info()["device_name"]
     assert {"system", "mlx", "package", "kernels", "architecture", "tf32"} <= here.keys()
