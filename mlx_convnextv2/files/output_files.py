@@ -6,7 +6,7 @@ import errno
 import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
@@ -51,7 +51,8 @@ def _partial(file: Path) -> Iterator[Path]:
         why = "for lack of space " if error.errno in _NO_SPACE else ""
         raise OSError(error.errno, f"it cannot be written {why}({error.strerror})", str(file)) from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # as where the folder is a file
+            partial.unlink()
 
 
 @contextmanager
