@@ -43,7 +43,9 @@ def match_folders(
     found: dict[str, int] = {}
     unknown: list[str] = []
     for folder in folders:
-        index = own.get(composed(folder), _find(folder, lookups))
+        index = own.get(composed(folder))
+        if index is None:
+            index = _find(folder, lookups)
         if index is None:
             unknown.append(folder)
         else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,15 +69,14 @@ def evaluate(
     if max_pixels is not None:
         classifier.processor.max_pixels = max_pixels
     classes = np.array(match_folders(images.classes, classifier.labels, labels), np.int64)
-    evaluation = _gather(classifier, images.files, classes[np.array(images.labels, np.int64)], watch)
-    evaluation.model, evaluation.data, evaluation.folder = name, where, folder
-    return evaluation
+    targets = classes[np.array(images.labels, np.int64)]
+    return _gather(classifier, images.files, targets, watch, model=name, data=where, folder=folder)
 
 
 def _gather(
-    classifier: ImageClassifier, files: tuple[Path, ...], targets: np.ndarray, watch: Watch | None
+    classifier: ImageClassifier, files: Sequence[Path], targets: np.ndarray, watch: Watch | None, **about: Any
 ) -> Evaluation:
-    """The answers to the files, of which `targets` has the classes."""
+    """The answers to the files, of which `targets` has the classes; `about` are further fields of the result."""
     start = time.perf_counter()
     top = min(TOP, len(classifier.labels))
     answers, scores = np.zeros((len(files), top), np.int64), np.zeros((len(files), top), np.float32)
@@ -105,8 +105,6 @@ def _gather(
         first = f", the first because {failures[0].error}" if failures else ""
         raise ValueError(f"none of the {len(files)} images could be read{first}")
     return Evaluation(
-        model="",
-        data="",
         labels=classifier.labels,
         images=[file for file, good in zip(files, answered, strict=True) if good],
         targets=targets[answered],
@@ -117,6 +115,7 @@ def _gather(
         losses=losses[answered],
         failures=failures,
         seconds=time.perf_counter() - start,
+        **about,
     )
 
 

@@ -35,11 +35,12 @@ def find_images(data: Path, split: str | None, model_folder: Path | None) -> tup
         split = next((name for name in ("test", "val") if name in folders), None)
     if split in folders and not (split == "train" and "val" not in folders):
         return read_class_folders(folders[split]), os.fspath(folders[split])
-    root = folders.get("train", data)
     if split == "all":
         if len(folders) > 1:
             raise ValueError(f"{data} is split into {', '.join(sorted(folders))}: say which to measure on, not all")
+        root = next(iter(folders.values()), data)
         return read_class_folders(root), os.fspath(root)
+    root = folders.get("train", data)
     if split == "test":
         raise FileNotFoundError(f"{data} has no test/: leave the split out, or add it")
     used = _split_in_training(model_folder, data if split is None else None) if model_folder is not None else None

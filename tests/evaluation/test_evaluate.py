@@ -129,7 +129,9 @@ def test_folders_read_before_and_a_classifier_made_before_are_taken(small_model,
         (["train", "val", "test"], "val", "val"),
         (["train", "val", "test"], "train", "train"),
         (["train"], None, "train"),
+        (["train"], "all", "train"),
         (["val"], None, "val"),
+        (["val"], "all", "val"),
     ],
 )
 def test_the_split_that_was_not_trained_with_is_taken_unless_another_is_asked_for(

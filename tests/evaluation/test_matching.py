@@ -111,6 +111,12 @@ def test_a_file_may_say_which_folder_is_which_class(tmp_path, content):
     assert match_folders(["Hund", "Katze"], ["cat", "dog"], file) == [1, 0]
 
 
+def test_a_file_says_which_of_two_classes_of_one_name_is_meant(tmp_path):
+    file = tmp_path / "folders.json"
+    file.write_text('{"crane": 3}', encoding="utf-8")
+    assert match_folders(["crane", "tabby cat"], LABELS, file) == [3, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

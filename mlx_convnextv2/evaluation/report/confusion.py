@@ -30,7 +30,7 @@ def confusion(findings: Findings) -> str:
 def _table(findings: Findings) -> str:
     matrix = findings.confusion_matrix
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    labels = [text(label, 26) for label in findings.labels]
+    labels = [text(label, 32) for label in findings.labels]
     head = "".join(f'<th scope="col"><span>{label}</span></th>' for label in labels)
     rows = []
     for row, label in enumerate(labels):
