@@ -12,6 +12,7 @@ from . import terminal
 COMMANDS = {
     "classify": "name what images show",
     "convert": "convert a checkpoint to MLX, or back to transformers",
+    "train": "train a classifier on folders of pictures",
     "evaluate": "measure how good a checkpoint is on labelled images",
     "export": "write a model as a graph that MLX runs from C++, Swift or Python",
     "explain": "show which parts of a picture speak for a label",

@@ -1,0 +1,83 @@
+"""`python -m mlx_convnextv2.train`: train a classifier on folders of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from . import cli
+from .classify import DEFAULT_MODEL
+from .training.options import Options, read_config
+
+_EXAMPLES = """\
+  python -m mlx_convnextv2.train --data photos/ --output my-model
+  python -m mlx_convnextv2.train --data photos/ --output my-model --full --epochs 30
+  python -m mlx_convnextv2.train --config my-model/args.yaml --output again
+  python -m mlx_convnextv2.train --output my-model --resume
+  python -m mlx_convnextv2.classify new-photo.jpg --model my-model
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.parser(
+        "train",
+        "Train a classifier on a folder with a folder of pictures for each class (or train/ and val/ above them):\n"
+        "its head on frozen features, in seconds, or with --full all weights.",
+        _EXAMPLES,
+    )
+    parser.add_argument("--data", metavar="DIR", help="the folder with the classes' folders")
+    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder to begin with (default: {DEFAULT_MODEL})")
+    parser.add_argument("--output", metavar="OUT", help="the checkpoint folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint folder that is there")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file with options; those given here win")
+    parser.add_argument("--upload-repo", metavar="REPO", help="publish the result as this repository of the Hub")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run (give --output alone)")
+    for option in fields(Options):
+        _add(parser, option.name, option.default, option.metadata)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    return cli.run(lambda args: train(parser, args), args, "train")
+
+
+def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    """Train, and print a line for each epoch and the result."""
+    values: dict[str, Any] = read_config(args.config) if args.config is not None else {}
+    values.update({name: value for name, value in vars(args).items() if value is not None})
+    resuming = values.pop("resume")
+    values.pop("config", None)
+    data, model, output = (values.pop(name, None) for name in ("data", "model", "output"))
+    if output is None or (data is None) != resuming:
+        parser.error("give --data DIR and --output OUT; with --resume --output OUT alone")
+    from . import training
+    from .training.bars import Bars
+
+    if resuming:
+        values.pop("overwrite")
+        trained = training.resume(output, progress=Bars(cli.tell), **values)
+    else:
+        trained = training.train(data, model or DEFAULT_MODEL, output, progress=Bars(cli.tell), **values)
+    cli.tell(trained)
+    return cli.DONE
+
+
+def _add(parser: argparse.ArgumentParser, name: str, default: Any, metadata: Any) -> None:
+    """An option for a field, None where it is not given, so that a file's value counts."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(default, bool):
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=metadata["help"])
+        return
+    says = metadata["help"] + ("" if default is None or "default" in metadata["help"] else f" (default: {default})")
+    kind, choices = metadata.get("kind", str), metadata.get("choices")
+    metavar = None if choices else metadata.get("metavar", "N" if kind is int else "X")
+    parser.add_argument(flag, type=kind, choices=choices, metavar=metavar, help=says)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

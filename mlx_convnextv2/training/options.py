@@ -1,0 +1,167 @@
+"""Every option of `train`, with its default and what it means: for the command, for a YAML file, for a program."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ..messages import short, some
+
+RUN_ONLY = ("workers", "save_every", "watchdog", "report_to", "max_pixels")  # change no number of a run
+_MAX_CONFIG_BYTES = 100_000
+
+
+def _option(default: Any, help: str, **limits: Any) -> Any:
+    """A field; `limits` may have `kind`, `choices`, `low`, `high` and `metavar`."""
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `train` can be told. None means that the model's size and the data decide; `recipe.Recipe` says how."""
+
+    revision: str | None = _option(None, "branch, tag or commit of the Hub repository", kind=str, metavar="R")
+    full: bool = _option(False, "train all weights, not the head alone")
+    val_split: float = _option(
+        0.15, "share of each class to validate with, where there is no val/", kind=float, low=0, high=1, open=True
+    )
+    image_size: int | None = _option(None, "side of the images in pixels", kind=int, low=16, high=4096)
+    seed: int = _option(0, "of the split, the order and the augmentation", kind=int, low=0, high=2**32 - 1)
+    workers: int | None = _option(None, "threads that read and augment images", kind=int, low=1, high=256)
+    batch_size: int = _option(32, "images a step, of all processes together", kind=int, low=1, high=65536)
+    l2: float | None = _option(None, "penalty on the head's weights; found by validation if absent", kind=float, low=0)
+    epochs: int = _option(20, "passes over the images (with --full)", kind=int, low=1, high=100_000)
+    patience: int | None = _option(None, "end after so many epochs without a better validation result", kind=int, low=1)
+    accumulate: int = _option(1, "parts that a step's batch is computed in, to save memory", kind=int, low=1, high=4096)
+    lr: float | None = _option(None, "peak learning rate", kind=float, low=0, high=10)
+    warmup_epochs: float | None = _option(None, "epochs of linear warm-up", kind=float, low=0)
+    min_lr: float = _option(1e-6, "learning rate at the end of the cosine", kind=float, low=0, high=10)
+    layer_decay: float | None = _option(
+        None, "factor of the learning rate from layer to layer", kind=float, low=0, high=1
+    )
+    layer_groups: str | None = _option(
+        None, "what a layer is there: each block, or three of the deep stage", kind=str, choices=("single", "group")
+    )
+    weight_decay: float | None = _option(None, "AdamW's; norms, biases and GRN have none", kind=float, low=0, high=10)
+    drop_path: float | None = _option(None, "stochastic depth of the last block", kind=float, low=0, high=0.99)
+    label_smoothing: float | None = _option(
+        None, "share of a label spread over all classes", kind=float, low=0, high=0.99
+    )
+    ema: float | None = _option(
+        None, "decay of the weights' moving average, 0 for none", kind=float, low=0, high=0.999999
+    )
+    clip_norm: float = _option(1.0, "largest norm of the gradient, 0 for no limit", kind=float, low=0)
+    mixup: float | None = _option(None, "alpha of mixup, 0 for none", kind=float, low=0, high=100)
+    cutmix: float | None = _option(None, "alpha of CutMix, 0 for none", kind=float, low=0, high=100)
+    augment: str = _option(
+        "randaugment", "operations on training images", kind=str, choices=("randaugment", "trivialaugment", "none")
+    )
+    crop_scale: float = _option(
+        0.35, "smallest share of an image that a random crop keeps", kind=float, low=0.01, high=1
+    )
+    flip: float = _option(0.5, "share of images mirrored left to right", kind=float, low=0, high=1)
+    erase: float = _option(0.25, "share of images with a rectangle erased", kind=float, low=0, high=1)
+    head: str = _option(
+        "fitted",
+        "how --full begins: with the head of the frozen features, or a tiny one",
+        kind=str,
+        choices=("fitted", "scaled"),
+    )
+    dtype: str | None = _option(
+        None,
+        "of the computation; weights are trained in float32 whatever it is",
+        kind=str,
+        choices=("float32", "bfloat16", "float16"),
+    )
+    grad_checkpoint: bool = _option(False, "compute activations twice to save memory")
+    save_every: float = _option(10, "minutes from one saved state to the next", kind=float, low=0)
+    watchdog: float = _option(600, "seconds without a step before several processes end", kind=float, low=1)
+    report_to: str | None = _option(None, "tensorboard, wandb, or both with a comma", kind=str, metavar="NAMES")
+    max_pixels: int | None = _option(None, "refuse larger images (default: 300 million)", kind=int, low=1)
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            _check(option.name, getattr(self, option.name), option.metadata, option.default)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Options:
+        """Options from their names; a name that is none is a ValueError that lists them."""
+        known = [option.name for option in fields(cls)]
+        unknown = [short(name) for name in values if name not in known]
+        if unknown:
+            raise ValueError(f"there is no option {some(unknown)}: the options are {', '.join(known)}")
+        return cls(**values)
+
+    def with_values(self, **values: Any) -> Options:
+        return replace(self, **values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The options that a YAML file names. `batch-size` is the same as `batch_size`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is no YAML, or no map of names to values.
+    """
+    import yaml  # with huggingface_hub
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no such configuration file: {file}")
+    if file.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ValueError(f"{file} has more than {_MAX_CONFIG_BYTES // 1000} kB, so it is no file of options")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could stand for gigabytes
+            raise ValueError(f"{file} refers to itself with *, which is not read: write the values out")
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where is not None else ""
+        raise ValueError(f"{file} is not valid YAML{line}: write one option a line, as in epochs: 30") from None
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise ValueError(f"{file} must have one option a line, as in epochs: 30")
+    return {name.replace("-", "_"): value for name, value in values.items()}
+
+
+def write_config(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write options as YAML, which `read_config` reads."""
+    import yaml
+
+    Path(path).write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _check(name: str, value: Any, limits: Mapping[str, Any], default: Any) -> None:
+    if value is None and default is None:
+        return
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, not {short(value)}")
+        return
+    choices = limits.get("choices")
+    if choices:
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, not {short(value)}")
+        return
+    kind = limits["kind"]
+    if kind is str:
+        if not isinstance(value, str):
+            raise ValueError(f"{name} must be text, not {short(value)}")
+        return
+    types = int if kind is int else (int, float)
+    low, high = limits.get("low", 0), limits.get("high", math.inf)
+    good = isinstance(value, types) and not isinstance(value, bool) and low <= value <= high and math.isfinite(value)
+    if limits.get("open"):
+        good = good and low < value < high
+    if not good:
+        what = "a whole number" if kind is int else "a number"
+        between = f"between {low} and {high}" if limits.get("open") else f"from {low} to {high}"
+        bounds = between if math.isfinite(high) else f"of at least {low}"
+        raise ValueError(f"{name} must be {what} {bounds}, not {short(value)}")

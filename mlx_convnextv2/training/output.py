@@ -1,0 +1,110 @@
+"""What a run writes: a checkpoint folder like any other, with the account of how it came about."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..class_folders import Splits
+from ..folders import new_folder
+from ..hub import save
+from ..image_processor import ConvNextImageProcessor
+from ..messages import printable
+from ..model import ConvNextV2ForImageClassification
+from ..model_card import CARD_FILE
+from .options import write_config
+from .plan import Plan
+from .progress import Row
+from .start import Origin
+
+RESULTS_FILE, ARGS_FILE, CURVES_FILE = "results.csv", "args.yaml", "results.png"
+_LICENCE = "## Licence of the weights"
+_MAX_NAMED = 20  # classes that the card lists
+
+
+def write_checkpoint(
+    output: str | os.PathLike[str],
+    model: ConvNextV2ForImageClassification,
+    processor: ConvNextImageProcessor,
+    *,
+    rows: Sequence[Row],
+    best: Row,
+    args: Mapping[str, Any],
+    account: str,
+    origin: Origin,
+    overwrite: bool = False,
+) -> None:
+    """Write the folder, whole or not at all: the checkpoint, results.csv, args.yaml, and results.png if it can be."""
+    with new_folder(output, overwrite) as folder:
+        inner = folder / "checkpoint"
+        name = Path(output).absolute().name
+        save(model, inner, processor, name=name, base_model=origin.base_model, licence=origin.licence)
+        for file in sorted(inner.iterdir()):
+            file.rename(folder / file.name)
+        inner.rmdir()
+        write_results(folder / RESULTS_FILE, rows)
+        write_config(folder / ARGS_FILE, args)
+        card = folder / CARD_FILE
+        card.write_text(with_account(card.read_text(encoding="utf-8"), account), encoding="utf-8")
+        if can_draw():
+            from .curves import draw_curves
+
+            draw_curves(folder / CURVES_FILE, rows, best)
+
+
+def can_draw() -> bool:
+    """Whether the extra is there that plots need."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """One line a row, with the names of `Row`'s fields above; what a row has not is empty."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(Row.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row.to_dict() for row in rows)
+
+
+def with_account(card: str, account: str) -> str:
+    """A model card that says how the model was trained, before it comes to the licence."""
+    card = card.replace("\nConverted from `", "\nTrained from `", 1)
+    before, mark, after = card.partition(_LICENCE)
+    return f"{before}{account}\n\n{mark}{after}"
+
+
+def account_of(plan: Plan, splits: Splits, how: str, rows: Sequence[Row], best: Row) -> str:
+    """The section "Training" of a model card, in Markdown: data, recipe, curve, accuracy, and the command."""
+    data = Path(plan.data).absolute().name
+    each = zip(splits.train.counts(), splits.val.counts(), strict=True)
+    counts = dict(zip(splits.train.classes, each, strict=True))
+    train, val = (sum(column) for column in zip(*counts.values(), strict=True))
+    named = [f"`{printable(name).replace('`', ' ')}` ({a} + {b})" for name, (a, b) in list(counts.items())[:_MAX_NAMED]]
+    more = f" and {len(counts) - _MAX_NAMED} more" if len(counts) > _MAX_NAMED else ""
+    lines = [
+        "## Training",
+        "",
+        f"- Data: `{printable(data)}`, {train:,} images to train with and {val:,} to validate with, of {len(counts)} "
+        f"classes (train + val): {', '.join(named)}{more}",
+        f"- Recipe: {how}",
+        f"- On the images set aside: top-1 {best.val_top1:.2%}, top-5 {best.val_top5:.2%}, loss {best.val_loss:.4f}. "
+        "They chose between the rows of `results.csv`, so that new images may be answered a little worse",
+        "",
+        "| | train loss | val loss | top-1 | top-5 |",
+        "|---|---|---|---|---|",
+    ]
+    for row in _shown(rows, best):
+        first = f"l2 {row.l2:.0e}" if row.l2 is not None else f"epoch {row.epoch}"
+        loss = "" if row.train_loss is None else f"{row.train_loss:.4f}"
+        mark = " (kept)" if row is best else ""
+        lines.append(f"| {first}{mark} | {loss} | {row.val_loss:.4f} | {row.val_top1:.2%} | {row.val_top5:.2%} |")
+    return "\n".join([*lines, "", "```", plan.command(), "```"])
+
+
+def _shown(rows: Sequence[Row], best: Row) -> list[Row]:
+    """At most about a dozen rows, from the first to the last, and the best."""
+    stride = max(1, len(rows) // 10)
+    return [row for i, row in enumerate(rows) if i % stride == 0 or row is best or i == len(rows) - 1]

@@ -1,0 +1,48 @@
+"""What a run was asked for, as it is kept for a later resumption and for whoever wants to do it again."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .options import Options
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of `train`; `model` is None where it was given in memory."""
+
+    data: str
+    model: str | None
+    output: str
+    overwrite: bool
+    upload_repo: str | None
+    options: Options
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "options": self.options.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """What `to_dict` gave. Raises a ValueError where it is something else."""
+        try:
+            return cls(**{**values, "options": Options.of(values["options"])})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"the run's options cannot be read ({error}): start it anew (--overwrite)") from None
+
+    def as_options(self) -> dict[str, Any]:
+        """For args.yaml, which `--config` reads."""
+        given = {"data": self.data, "model": self.model, "output": self.output}
+        return {name: value for name, value in given.items() if value is not None} | self.options.to_dict()
+
+    def command(self) -> str:
+        """The command that does it again, with the options that are not at their defaults."""
+        defaults = Options().to_dict()
+        words = ["python -m mlx_convnextv2.train"]
+        for name, value in self.as_options().items():
+            if value is None or (name in defaults and value == defaults[name]):
+                continue
+            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}"))
+        return " ".join(words)

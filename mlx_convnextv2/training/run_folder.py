@@ -1,0 +1,120 @@
+"""The folder of an unfinished run, beside the checkpoint that it will write: its options, its state, its results."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..config import read_json
+from .output import RESULTS_FILE, write_results
+from .state import STATE_FILE, TrainingState, load_state, save_state
+
+RUN_FILE = "run.json"
+
+
+def run_folder(output: str | os.PathLike[str]) -> Path:
+    """Where a run is kept until its checkpoint is written: `output` with ".run" at its end."""
+    path = Path(output).expanduser().absolute()
+    return path.with_name(f"{path.name}.run")
+
+
+def read_run(output: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the unfinished run was started.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = run_folder(output) / RUN_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no unfinished run at {run_folder(output)}: leave --resume out")
+    values = read_json(path)
+    if not isinstance(values, dict) or not isinstance(values.get("options"), dict):
+        raise ValueError(f"{path} is not what train wrote: start the run anew (--overwrite)")
+    return values
+
+
+class RunFolder:
+    """The folder while a process holds it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @classmethod
+    def of(cls, output: str | os.PathLike[str]) -> RunFolder:
+        """The folder of another process's run, to read."""
+        return cls(run_folder(output))
+
+    def save(self, state: TrainingState, description: dict[str, Any]) -> None:
+        """Keep a state, and its rows where a person can follow them."""
+        save_state(self.path, state, description)
+        if state.rows:
+            temporary = self.path / f".{RESULTS_FILE}"
+            write_results(temporary, state.rows)
+            os.replace(temporary, self.path / RESULTS_FILE)
+
+    def load(self) -> tuple[TrainingState, dict[str, Any]] | None:
+        """The last state and its description; None where the run had none yet."""
+        return load_state(self.path) if (self.path / STATE_FILE).is_file() else None
+
+    def remove(self) -> None:
+        """Remove what a run has put here, and the folder if nothing else is in it."""
+        _clear(self.path)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+
+@contextmanager
+def open_run(
+    output: str | os.PathLike[str], started: dict[str, Any], resume: bool = False, overwrite: bool = False
+) -> Iterator[RunFolder]:
+    """The folder of the run, made where there is none, for this process alone.
+
+    Args:
+        output: the checkpoint that the run will write.
+        started: how, for `read_run`.
+        resume: go on with what is there.
+        overwrite: begin anew where another run has not finished.
+
+    Raises:
+        FileExistsError: another run has not finished, or the folder is none of a run.
+        OSError: another process trains there.
+    """
+    path = run_folder(output)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = os.open(path, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"another process trains {output} already: wait for it, or choose another folder") from None
+        if not resume:
+            _check_free(path, overwrite)
+            _clear(path)
+            temporary = path / f".{RUN_FILE}"
+            temporary.write_text(json.dumps(started, indent=1), encoding="utf-8")
+            os.replace(temporary, path / RUN_FILE)
+        yield RunFolder(path)
+    finally:
+        os.close(lock)
+
+
+def _check_free(path: Path, overwrite: bool) -> None:
+    inside = [entry.name for entry in path.iterdir() if not entry.name.startswith(".")]
+    if not inside:
+        return
+    if RUN_FILE not in inside:
+        raise FileExistsError(f"{path} is no folder of a run: rename it, for the run needs this place")
+    if not overwrite:
+        raise FileExistsError(f"{path} holds an unfinished run: go on with --resume, or begin anew with --overwrite")
+
+
+def _clear(path: Path) -> None:
+    for entry in list(path.iterdir()):
+        name = entry.name.lstrip(".")
+        if name in (RUN_FILE, RESULTS_FILE, STATE_FILE) or name.endswith(f".{STATE_FILE}"):
+            entry.unlink(missing_ok=True)

@@ -1,0 +1,142 @@
+"""The processes that train together, started by `mlx.launch`: sums between them, and a watchdog over the waiting."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import mlx.core as mx
+import numpy as np
+
+from .optimizer import Arrays
+from .progress import Progress, Row
+
+_GAVE_UP = 75  # the exit status, which makes mlx.launch end the others
+_BUCKET = 2**23  # numbers that are summed at a time
+
+
+class World:
+    """One process among several, or alone. Every method but `share` must be called by all of them, in one order."""
+
+    def __init__(self, rank: int = 0, size: int = 1):
+        self.rank, self.size = rank, size
+
+    @classmethod
+    def join(cls) -> World:
+        """The processes that `mlx.launch` started; this one alone where it did not."""
+        group = mx.distributed.init()
+        return cls(group.rank(), group.size())
+
+    def share(self, batch: int) -> slice:
+        """This process's part of a batch."""
+        part = batch // self.size
+        return slice(self.rank * part, (self.rank + 1) * part)
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """The sum of all processes' arrays, which have one shape, as float32."""
+        if self.size == 1:
+            return values
+        total = mx.distributed.all_sum(mx.array(values.astype(np.float32)))
+        return np.array(total)
+
+    def mean(self, arrays: Arrays) -> Arrays:
+        """The mean of all processes' arrays, the same to the last bit in each: float32 in a few large sums."""
+        if self.size == 1:
+            return arrays
+        result: Arrays = {}
+        names: list[str] = []
+        for name in arrays:
+            names.append(name)
+            if sum(arrays[held].size for held in names) >= _BUCKET or name == list(arrays)[-1]:
+                sizes = np.cumsum([arrays[held].size for held in names])[:-1].tolist()
+                joined = mx.concatenate([arrays[held].reshape(-1) for held in names])
+                parts = mx.split(mx.distributed.all_sum(joined) / self.size, sizes)
+                result.update({held: part.reshape(arrays[held].shape) for held, part in zip(names, parts, strict=True)})
+                names = []
+        return result
+
+    def from_first(self, arrays: Arrays) -> Arrays:
+        """The first process's arrays. Those of the others give the shapes."""
+        own = arrays if self.rank == 0 else {name: mx.zeros_like(array) for name, array in arrays.items()}
+        summed = {name: array * self.size for name, array in self.mean(own).items()}
+        mx.eval(summed)
+        return summed
+
+
+class Watchdog:
+    """Ends this process when nothing has happened for too long, because another one hangs or is gone.
+
+    MLX's ring can wait for ever (its users report sums in which all processes wait): no exception comes of that.
+
+    Args:
+        seconds: how long nothing may happen.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._last = time.monotonic()
+        self._over = threading.Event()
+
+    def step(self) -> None:
+        """Something has happened."""
+        self._last = time.monotonic()
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._run, name="mlx_convnextv2 watchdog", daemon=True)
+        self.step()
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+
+    def _run(self) -> None:
+        while not self._over.wait(min(1.0, self._seconds / 4)):
+            if time.monotonic() - self._last > self._seconds:
+                message = (
+                    f"train: error: nothing happened for {self._seconds:g} seconds: a process hangs or is gone. Start "
+                    "all of them again with --resume"
+                )
+                print(message, file=sys.stderr, flush=True)
+                os._exit(_GAVE_UP)
+
+
+class Watched(Progress):
+    """Passes on what it hears, and tells a watchdog that something has happened."""
+
+    def __init__(self, progress: Progress, watchdog: Watchdog | None = None, rows: bool = True):
+        self._progress, self._watchdog, self._rows = progress, watchdog, rows
+
+    @classmethod
+    def without_rows(cls, progress: Progress) -> Watched:
+        """For a phase whose rows are no epochs of the run."""
+        return cls(progress, rows=False)
+
+    def begin(self, name: str, total: int) -> None:
+        self._step()
+        self._progress.begin(name, total)
+
+    def advance(self, images: int, loss: float | None = None, lr: float | None = None) -> None:
+        self._step()
+        self._progress.advance(images, loss, lr)
+
+    def end(self) -> None:
+        self._step()
+        self._progress.end()
+
+    def row(self, row: Row) -> None:
+        self._step()
+        if self._rows:
+            self._progress.row(row)
+
+    def close(self) -> None:
+        self._progress.close()
+
+    def _step(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.step()
