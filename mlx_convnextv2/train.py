@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from . import cli
-from .classify import DEFAULT_MODEL
+from . import terminal
 from .training.options import Options, read_config
 
 _EXAMPLES = """\
@@ -22,18 +21,21 @@ _EXAMPLES = """\
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = cli.parser(
+    parser = terminal.parser(
         "train",
         "Train a classifier on a folder with a folder of pictures for each class (or train/ and val/ above them):\n"
         "its head on frozen features, in seconds, or with --full all weights.",
         _EXAMPLES,
     )
     parser.add_argument("--data", metavar="DIR", help="the folder with the classes' folders")
-    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder to begin with (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--model", metavar="M", help=f"a Hub id or a folder to begin with (default: {terminal.DEFAULT_MODEL})"
+    )
     parser.add_argument("--output", metavar="OUT", help="the checkpoint folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint folder that is there")
     parser.add_argument("--config", metavar="FILE", help="a YAML file with options; those given here win")
     parser.add_argument("--upload-repo", metavar="REPO", help="publish the result as this repository of the Hub")
+    parser.add_argument("--show-batch", metavar="FILE", help="write what the model will see as a picture, and end")
     parser.add_argument("--resume", action="store_true", help="go on with an unfinished run (give --output alone)")
     for option in fields(Options):
         _add(parser, option.name, option.default, option.metadata)
@@ -43,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    return cli.run(lambda args: train(parser, args), args, "train")
+    return terminal.run(lambda args: train(parser, args), args, "train")
 
 
 def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
@@ -53,18 +55,30 @@ def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     resuming = values.pop("resume")
     values.pop("config", None)
     data, model, output = (values.pop(name, None) for name in ("data", "model", "output"))
-    if output is None or (data is None) != resuming:
+    picture = values.pop("show_batch", None)
+    if (output is None and picture is None) or (data is None) != resuming:
         parser.error("give --data DIR and --output OUT; with --resume --output OUT alone")
     from . import training
     from .training.bars import Bars
 
-    if resuming:
-        values.pop("overwrite")
-        trained = training.resume(output, progress=Bars(cli.tell), **values)
-    else:
-        trained = training.train(data, model or DEFAULT_MODEL, output, progress=Bars(cli.tell), **values)
-    cli.tell(trained)
-    return cli.DONE
+    model = model or terminal.DEFAULT_MODEL
+    if picture is not None:
+        for name in ("overwrite", "upload_repo"):
+            values.pop(name, None)
+        terminal.tell(training.show_batch(data, model, picture, **values))
+        return terminal.DONE
+    try:
+        if resuming:
+            values.pop("overwrite")
+            trained = training.resume(output, progress=Bars(terminal.tell), **values)
+        else:
+            trained = training.train(data, model, output, progress=Bars(terminal.tell), **values)
+    except (KeyboardInterrupt, SystemExit):
+        if training.is_unfinished(output):
+            terminal.say(f"train: the run is saved: python -m mlx_convnextv2.train --output {output} --resume goes on")
+        raise
+    terminal.tell(trained)
+    return terminal.DONE
 
 
 def _add(parser: argparse.ArgumentParser, name: str, default: Any, metadata: Any) -> None:

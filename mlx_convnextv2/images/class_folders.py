@@ -71,7 +71,7 @@ def read_class_folders(folder: str | os.PathLike[str]) -> ClassFolders:
     folders = sorted(_folders_in(root), key=lambda path: natural_key(path.name))
     loose = sum(path.suffix.lower() in SUFFIXES for path in root.iterdir() if path.name[0] != "." and path.is_file())
     if not folders:
-        has = f"{loose} images but no folders" if loose else "no folders"
+        has = f"images ({loose}) but no folders" if loose else "no folders"
         raise ValueError(f"{root} has {has}: give it a folder for each class, as in cats/1.jpg and dogs/2.jpg")
     names = [unicodedata.normalize("NFC", path.name) for path in folders]
     _check_names(root, names)
@@ -82,7 +82,7 @@ def read_class_folders(folder: str | os.PathLike[str]) -> ClassFolders:
     if empty:
         raise ValueError(f"{root} has folders without an image: {some(empty)}. Fill them or remove them")
     if loose:
-        warnings.warn(f"{loose} images of {root} lie in no class's folder and are left out", stacklevel=2)
+        warnings.warn(f"images of {root} that lie in no class's folder are left out: {loose}", stacklevel=2)
     labels = [label for label, found in enumerate(images) for _ in found]
     return ClassFolders(tuple(names), tuple(file for found in images for file in found), tuple(labels))
 

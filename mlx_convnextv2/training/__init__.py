@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from .options import Options as Options
     from .progress import Progress as Progress, Row as Row
     from .run import Trained as Trained, resume as resume, train as train
+    from .run_folder import is_unfinished as is_unfinished
 
 # Imported on first use: `train --help` loads nothing heavy.
 _MODULES = {
     **{"train": "run", "resume": "run", "Trained": "run", "Options": "options"},
+    "is_unfinished": "run_folder",
     **{"Progress": "progress", "Row": "progress", "show_batch": "batch_pictures"},
 }
 
@@ -32,7 +34,7 @@ __all__ = [*_MODULES]
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .. import blas
+    from ..runtime import mlx_blas
 
-    blas.load()  # before the first import of MLX
+    mlx_blas.load()  # before the first import of MLX
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

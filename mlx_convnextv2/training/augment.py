@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..image_processor import ConvNextImageProcessor
-from ..images import open_image
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..images.decode import open_image
 from .operations import OPERATIONS, RANDAUGMENT, TRIVIALAUGMENT, apply
 from .options import Options
 
@@ -51,7 +51,7 @@ class Augmentation:
     def picture(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
         """The image as it is before its pixels become values, size x size."""
         box = random_box(image.size, self._options.crop_scale, random)
-        image = image.resize((self._side, self._side), self._resample, box)
+        image = image.crop(box).resize((self._side, self._side), self._resample)
         if random.random() < self._options.flip:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self._options.augment == "randaugment":

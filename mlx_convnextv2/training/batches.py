@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..class_folders import ClassFolders
-from ..prefetch import available_cpus, map_ahead
+from ..images.class_folders import ClassFolders
+from ..runtime.prefetch import map_ahead
+from ..runtime.threads import available_cpus
 from .augment import Augmentation
 
 # What a random generator is for; with the seed and a place it decides all numbers, so that a run can go on anywhere.

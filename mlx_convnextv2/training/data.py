@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from ..class_folders import ClassFolders, Splits
+from ..images.class_folders import ClassFolders, Splits
 from ..messages import printable, sentence, some
-from ..prefetch import available_cpus, map_ahead
+from ..runtime.prefetch import map_ahead
+from ..runtime.threads import available_cpus
 
 FEW_IMAGES = 10  # of a class, below which its accuracy is mostly chance
 _CHUNK_BYTES = 2**20
@@ -51,9 +52,9 @@ def warn_of_duplicates(splits: Splits, workers: int | None = None) -> int:
         if digest is not None and digest in seen
     ]
     if leaked:
-        _warn_of_files(f"{len(leaked)} images of val are in train too, so that val looks better than it is", leaked)
+        _warn_of_files(f"{images(len(leaked))} of val also in train, so that val looks better than it is", leaked)
     if conflicts:
-        _warn_of_files(f"{len(conflicts)} images lie in two classes", conflicts)
+        _warn_of_files(f"{images(len(conflicts))} in two classes", conflicts)
     return len(leaked)
 
 
@@ -75,7 +76,7 @@ def without_broken(folders: ClassFolders, errors: dict[int, Exception], name: st
     if not errors:
         return folders
     reasons = [sentence(error) for error in errors.values()]
-    _warn_of_files(f"{len(errors)} of {len(folders)} images of {name} cannot be read and are left out", reasons)
+    _warn_of_files(f"{len(errors)} of {images(len(folders))} of {name} left out, because they cannot be read", reasons)
     kept = folders.subset(index for index in range(len(folders)) if index not in errors)
     emptied = [
         kept.classes[label]
@@ -104,6 +105,11 @@ def fingerprint(splits: Splits) -> str:
             digest.update(f"{folders.classes[label]}\0{file.name}\0{_size(file)}\n".encode("utf-8", "surrogateescape"))
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def images(count: int) -> str:
+    """A number of images, in words that fit one as well."""
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 def _warn_of_files(what: str, files: list[str]) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from ..image_processor import ConvNextImageProcessor
-from ..inference import fuse
-from ..model import ConvNextV2ForImageClassification
-from ..prefetch import available_cpus, map_ahead
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..inference.fuse import fuse
+from ..model.convnextv2 import ConvNextV2ForImageClassification
+from ..runtime.prefetch import map_ahead
+from ..runtime.threads import available_cpus
 from .progress import Progress
 from .world import World
 

@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from ..model import ConvNextV2ForImageClassification, ConvNextV2Layer
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer
 
 
 def draw_drop_path(blocks: int, rate: float, batch: int, random: np.random.Generator) -> np.ndarray:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 
-from ..class_folders import Splits
-from ..image_processor import ConvNextImageProcessor
-from ..model import ConvNextV2ForImageClassification
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..images.class_folders import Splits
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .data import without_broken
 from .features import shared_features
 from .head import Head, choose_head

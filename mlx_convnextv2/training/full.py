@@ -12,9 +12,9 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from ..class_folders import ClassFolders
-from ..image_processor import ConvNextImageProcessor
-from ..model import ConvNextV2ForImageClassification
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..images.class_folders import ClassFolders
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .augment import Augmentation
 from .batches import Batches, step_random
 from .features import shared_features

@@ -13,6 +13,7 @@ from ..messages import short, some
 
 RUN_ONLY = ("workers", "save_every", "watchdog", "report_to", "max_pixels")  # change no number of a run
 _MAX_CONFIG_BYTES = 100_000
+_MAX_BRACKETS = 100
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -118,6 +119,8 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     if file.stat().st_size > _MAX_CONFIG_BYTES:
         raise ValueError(f"{file} has more than {_MAX_CONFIG_BYTES // 1000} kB, so it is no file of options")
     text = file.read_text(encoding="utf-8", errors="replace")
+    if sum(map(text.count, "[{")) > _MAX_BRACKETS:  # of which a few thousand take YAML's reader minutes
+        raise ValueError(f"{file} must have one option a line, as in epochs: 30")
     try:
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could stand for gigabytes
             raise ValueError(f"{file} refers to itself with *, which is not read: write the values out")

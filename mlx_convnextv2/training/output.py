@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..class_folders import Splits
-from ..folders import new_folder
-from ..hub import save
-from ..image_processor import ConvNextImageProcessor
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..checkpoints.save import save
+from ..files.atomic_folder import new_folder
+from ..files.names import CARD_FILE
+from ..images.class_folders import Splits
 from ..messages import printable
-from ..model import ConvNextV2ForImageClassification
-from ..model_card import CARD_FILE
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .options import write_config
 from .plan import Plan
 from .progress import Row
 from .start import Origin
 
-RESULTS_FILE, ARGS_FILE, CURVES_FILE = "results.csv", "args.yaml", "results.png"
+RESULTS_FILE, ARGS_FILE = "results.csv", "args.yaml"
 _LICENCE = "## Licence of the weights"
 _MAX_NAMED = 20  # classes that the card lists
 
@@ -32,13 +31,13 @@ def write_checkpoint(
     processor: ConvNextImageProcessor,
     *,
     rows: Sequence[Row],
-    best: Row,
     args: Mapping[str, Any],
     account: str,
+    pictures: Mapping[str, bytes],
     origin: Origin,
     overwrite: bool = False,
 ) -> None:
-    """Write the folder, whole or not at all: the checkpoint, results.csv, args.yaml, and results.png if it can be."""
+    """Write the folder, whole or not at all: the checkpoint, results.csv, args.yaml and pictures."""
     with new_folder(output, overwrite) as folder:
         inner = folder / "checkpoint"
         name = Path(output).absolute().name
@@ -50,15 +49,8 @@ def write_checkpoint(
         write_config(folder / ARGS_FILE, args)
         card = folder / CARD_FILE
         card.write_text(with_account(card.read_text(encoding="utf-8"), account), encoding="utf-8")
-        if can_draw():
-            from .curves import draw_curves
-
-            draw_curves(folder / CURVES_FILE, rows, best)
-
-
-def can_draw() -> bool:
-    """Whether the extra is there that plots need."""
-    return importlib.util.find_spec("matplotlib") is not None
+        for picture, content in pictures.items():
+            (folder / picture).write_bytes(content)
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:

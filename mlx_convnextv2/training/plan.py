@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .options import Options
@@ -22,12 +24,17 @@ class Plan:
     options: Options
 
     def to_dict(self) -> dict[str, Any]:
-        return {**vars(self), "options": self.options.to_dict()}
+        return {**vars(self), "options": self.options.to_dict(), "folder": str(Path.cwd())}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """What `to_dict` gave. Raises a ValueError where it is something else."""
+        values, names = dict(values), ("data", "model")
         try:
+            folder = values.pop("folder")
+            if folder != str(Path.cwd()):  # the run was started in another folder, from which its paths lead
+                moved = {name: os.path.join(folder, values[name]) for name in names if values[name] is not None}
+                values.update({name: path for name, path in moved.items() if os.path.exists(path)})
             return cls(**{**values, "options": Options.of(values["options"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"the run's options cannot be read ({error}): start it anew (--overwrite)") from None

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import SIZES, ConvNextV2Config
+from ..model.config import SIZES, ConvNextV2Config
 from .options import Options
 
 _AUTHORS_BATCH = 1024

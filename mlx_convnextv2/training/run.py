@@ -11,20 +11,22 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..class_folders import Splits, find_splits
-from ..folders import check_target
-from ..hub import check_repo_id, upload
-from ..image_processor import ConvNextImageProcessor
+from ..checkpoints.hub import check_repo_id, upload
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..files.atomic_folder import check_target
+from ..images.class_folders import Splits, find_splits
 from ..messages import some
-from ..model import ConvNextV2ForImageClassification
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .data import fingerprint, left_out, warn_of_duplicates, warn_of_few_images
 from .frozen import fit_on_frozen_features, set_head, set_small_head
 from .full import FullTraining, limit_cache
 from .options import RUN_ONLY, Options
 from .output import account_of, write_checkpoint
+from .pictures import pictures_of
 from .plan import Plan
 from .progress import Progress, Row
 from .recipe import Recipe, make_recipe, published
+from .reports import Reported
 from .run_folder import RunFolder, open_run, read_run
 from .start import Origin, Start, open_start
 from .state import TrainingState
@@ -98,7 +100,8 @@ def resume(
         FileNotFoundError: there is no unfinished run.
         ValueError: the data has changed since; another option is given.
     """
-    plan = Plan.from_dict(read_run(output))
+    started = read_run(output)
+    plan = Plan.from_dict(started)
     others = [name for name in options if name not in RUN_ONLY]
     if others:
         raise ValueError(f"a run that is resumed has its options already: leave {some(others)} out")
@@ -142,6 +145,8 @@ def _run(
             watchdog = Watchdog(options.watchdog)
             stack.enter_context(watchdog.watch())
             progress = Watched(progress if world.rank == 0 else Progress(), watchdog)
+        if options.report_to is not None and world.rank == 0:
+            progress = Reported(progress, options.report_to, plan)
         stack.callback(progress.close)
         run = None
         if options.full and world.rank == 0:
@@ -214,7 +219,9 @@ def _beginning(job: _Job) -> tuple[TrainingState, Recipe, dict[str, Any]]:
     """The state before the first step, with the row of the fitted head."""
     options = job.options
     before = {*job.splits.train.files, *job.splits.val.files}
-    smoothing = published(job.model.config).label_smoothing if options.label_smoothing is None else options.label_smoothing
+    smoothing = (
+        published(job.model.config).label_smoothing if options.label_smoothing is None else options.label_smoothing
+    )
     quiet = Watched.without_rows(job.progress)
     job.splits, head, _, row = fit_on_frozen_features(
         job.model, job.processor, job.splits, options, quiet, job.world, smoothing
@@ -240,9 +247,9 @@ def _write(job: _Job, rows: list[Row], best: Row, how: str, resuming: bool) -> N
         job.model,
         job.processor,
         rows=rows,
-        best=best,
         args=plan.as_options(),
         account=account_of(plan, job.splits, how, rows, best),
+        pictures=pictures_of(job.model, job.processor, job.splits.val, rows, best, Path(plan.output).name),
         origin=job.origin,
         # a run that was killed after it had written everything writes it again
         overwrite=plan.overwrite or (resuming and Path(plan.output).exists()),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..config import read_json
+from ..files.json_files import read_json
 from .output import RESULTS_FILE, write_results
 from .state import STATE_FILE, TrainingState, load_state, save_state
 
@@ -21,6 +21,11 @@ def run_folder(output: str | os.PathLike[str]) -> Path:
     """Where a run is kept until its checkpoint is written: `output` with ".run" at its end."""
     path = Path(output).expanduser().absolute()
     return path.with_name(f"{path.name}.run")
+
+
+def is_unfinished(output: str | os.PathLike[str]) -> bool:
+    """Whether there is a run to go on with."""
+    return (run_folder(output) / RUN_FILE).is_file()
 
 
 def read_run(output: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,15 +13,15 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
-from ..config import ConvNextV2Config
-from ..download import fetch
-from ..hub import load
-from ..image_processor import ConvNextImageProcessor
-from ..layers import linear, no_init_weights
+from ..checkpoints.hub import fetch
+from ..checkpoints.load import load
+from ..checkpoints.model_card import read_base_model, read_licence
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..files.tensors import is_floating
 from ..messages import short
-from ..model import ConvNextV2ForImageClassification, ConvNextV2Model
-from ..model_card import read_base_model, read_licence
-from ..tensor_files import is_floating
+from ..model.config import ConvNextV2Config
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
+from ..model.layers import linear, no_init_weights
 from .options import Options
 
 Start = tuple[ConvNextV2ForImageClassification, ConvNextImageProcessor]

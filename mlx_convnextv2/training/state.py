@@ -100,7 +100,7 @@ def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
             raise ValueError("another version wrote it")
         values, description = json.loads(metadata["state"]), json.loads(metadata["run"])
         parts: dict[str, Any] = {part: {} for part in _ARRAYS}
-        for name, array in arrays.items():
+        for name, array in sorted(arrays.items()):
             part, _, rest = name.partition("/")
             parts[part][rest] = array
         mx.eval(parts)

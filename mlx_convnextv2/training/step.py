@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from ..model import ConvNextV2ForImageClassification
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .forward import draw_drop_path, forward
 from .mixing import draw_mix, mix, smooth_targets
 from .optimizer import Arrays, adamw, average_decay, clip, moving_average, parameter_groups
@@ -145,12 +145,13 @@ class Step:
         )
         if self._recipe.ema:
             average = moving_average(average, weights, decay)
-        return weights, first, second, average, norm
+        return _laid_out(weights), _laid_out(first), _laid_out(second), _laid_out(average), norm
 
 
 def first_state(model: ConvNextV2ForImageClassification, recipe: Recipe) -> TrainingState:
     """The state before the first step: the model's weights in float32, moments of zero, the average as the weights."""
-    weights = {name: array.astype(mx.float32) for name, array in dict(tree_flatten(model.parameters())).items()}
+    held = dict(tree_flatten(model.parameters()))
+    weights = _laid_out({name: array.astype(mx.float32) for name, array in held.items()})
     zeros = {name: mx.zeros(array.shape) for name, array in weights.items()}
     state = TrainingState(
         weights=weights,
@@ -161,6 +162,13 @@ def first_state(model: ConvNextV2ForImageClassification, recipe: Recipe) -> Trai
     )
     mx.eval(state.weights, state.first)
     return state
+
+
+def _laid_out(arrays: Arrays) -> Arrays:
+    """The arrays as a file gives them back: by name, since the order decides the last bits of a sum over all of them,
+    and in rows, since how an operand lies in memory decides those of a product.
+    """
+    return {name: mx.contiguous(arrays[name]) for name in sorted(arrays)}
 
 
 def _parts(count: int, parts: int) -> list[slice]:

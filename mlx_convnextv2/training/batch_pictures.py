@@ -1,0 +1,105 @@
+"""A picture of what the model will see: the first batch, cropped, augmented and mixed."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..checkpoints.processor import ConvNextImageProcessor
+from ..files import output_files
+from ..images.class_folders import find_splits
+from ..messages import cut, printable
+from .augment import Augmentation
+from .batches import Batches, step_random
+from .mixing import draw_mix, mix, smooth_targets
+from .options import Options
+from .recipe import make_recipe
+from .start import Start, open_start
+
+_CAPTION, _GAP = 14, 4  # pixels
+_MOST = 64  # images of a picture
+
+
+def show_batch(
+    data: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Start,
+    file: str | os.PathLike[str],
+    **options: Any,
+) -> Path:
+    """Write the first batch of a run as one picture, each image above its class, and return the picture's path.
+
+    With `full` the images are augmented and mixed as in training; to train the head they are seen as `classify` sees
+    them.
+
+    Args:
+        data, model, options: as for `train`.
+        file: a .png or .jpg.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `train`; also a `file` of another kind.
+    """
+    chosen, path = Options.of(options), Path(file)
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"the batch's picture must end in .png or .jpg, not {path.name!r}")
+    output_files.check(path)
+    splits = find_splits(data, chosen.val_split, chosen.seed)
+    ready, processor, _ = open_start(model, splits.train.classes, chosen)
+    count = len(splits.train.classes)
+    if chosen.full:
+        recipe = make_recipe(chosen, ready.config, len(splits.train))
+        batches = Batches(splits.train, Augmentation(processor, chosen), recipe.batch_size, chosen.seed)
+        pixel_values, labels = next(batches.epoch(0))
+        how = draw_mix(recipe.mixup, recipe.cutmix, pixel_values.shape[1:3], step_random(chosen.seed, 0))
+        mixed, targets = mix(mx.array(pixel_values), smooth_targets(mx.array(labels), count, 0.0), mx.array(how))
+        pixel_values, shares = np.array(mixed), np.array(targets)
+    else:
+        shown = splits.train.subset(np.random.default_rng(chosen.seed).permutation(len(splits.train))[:_MOST].tolist())
+        shown = shown.subset(range(min(len(shown), chosen.batch_size)))
+        pixel_values = np.stack([processor.preprocess(image) for image in shown.files])
+        shares = np.eye(count)[list(shown.labels)]
+    captions = [_caption(row, splits.train.classes) for row in shares[:_MOST]]
+    picture = _sheet([_as_picture(values, processor) for values in pixel_values[:_MOST]], captions)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+    output_files.write(path, buffer.getvalue())
+    return path
+
+
+def _caption(shares: np.ndarray, classes: tuple[str, ...]) -> str:
+    """The class, or the two of a mixed image with their shares."""
+    best = [i for i in np.argsort(-shares, kind="stable")[:2] if shares[i] > 0.005]
+    if len(best) == 1:
+        return classes[best[0]]
+    return " ".join(f"{shares[i]:.0%} {classes[i]}" for i in best)
+
+
+def _as_picture(values: np.ndarray, processor: ConvNextImageProcessor) -> Image.Image:
+    """Pixel values (H, W, C) as an image again."""
+    if processor.do_normalize:
+        values = values * np.array(processor.image_std) + np.array(processor.image_mean)
+    if processor.do_rescale:
+        values = values / processor.rescale_factor
+    pixels = np.rint(values).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0]).convert("RGB")
+
+
+def _sheet(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
+    """The pictures in rows, each above its caption."""
+    width, height = pictures[0].width + _GAP, pictures[0].height + _CAPTION + _GAP
+    columns = max(1, round(math.sqrt(len(pictures) * 1.4 * height / width)))
+    rows = math.ceil(len(pictures) / columns)
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = (i % columns) * width + _GAP, (i // columns) * height + _GAP
+        sheet.paste(picture, (left, top))
+        text = cut(printable(caption), max(6, picture.width // 6))
+        draw.text((left, top + picture.height), text, fill="black")
+    return sheet

@@ -1,0 +1,329 @@
+"""Whole runs: folders in, a checkpoint out, and what is said on the way."""
+
+import csv
+import json
+import re
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pictures import CLASSES, make_pictures
+from PIL import Image
+
+from mlx_convnextv2 import ImageClassifier, load, train as command
+from mlx_convnextv2.classify import main as classify
+from mlx_convnextv2.training import Options, Progress, resume, train
+from mlx_convnextv2.training.options import read_config
+
+FULL = {"full": True, "epochs": 2, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+class Heard(Progress):
+    def __init__(self):
+        self.rows, self.losses, self.phases = [], [], []
+
+    def begin(self, name, total):
+        self.phases.append((name, total))
+
+    def advance(self, images, loss=None, lr=None):
+        if loss is not None:
+            self.losses.append(loss)
+
+    def row(self, row):
+        self.rows.append(row)
+
+
+def arguments(photos, mlx_folder, output, *more):
+    return ["--data", str(photos), "--model", str(mlx_folder), "--output", str(output), *map(str, more)]
+
+
+def weights(folder):
+    from mlx.utils import tree_flatten
+
+    return {name: np.array(array) for name, array in tree_flatten(load(folder)[0].parameters())}
+
+
+@pytest.mark.filterwarnings("ignore:classes with fewer")
+def test_the_head_is_trained_from_folders_to_a_checkpoint_that_classifies(photos, mlx_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert command.main(arguments(photos, mlx_folder, output)) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert all(line.startswith("l2 ") for line in lines[:-1])
+    assert lines[-1].startswith(f"{output}: 3 classes, validation top-1 ")
+    assert "classes with fewer than 10 images" not in captured.err
+
+    model, processor = load(output)
+    assert list(model.config.id2label.values()) == list(CLASSES)
+    assert model.config.label2id == {name: i for i, name in enumerate(CLASSES)}
+    assert processor.size == {"shortest_edge": 32}
+    before, after = weights(mlx_folder), weights(output)
+    assert all(np.array_equal(after[name], before[name]) for name in after if not name.startswith("classifier"))
+    assert sorted(file.name for file in output.iterdir()) == [
+        *("README.md", "args.yaml", "config.json", "model.safetensors", "preprocessor_config.json", "results.csv"),
+    ]
+    rows = list(csv.DictReader((output / "results.csv").open()))
+    assert len(rows) == len(lines) - 1
+    best = max(float(row["val_top1"]) for row in rows)
+    assert f"{best:.2%}" in lines[-1]
+
+    capsys.readouterr()
+    assert classify([str(photos / "dots" / "0.png"), "--model", str(output), "--format", "json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert {p["label"] for p in json.loads(line)["predictions"]} == set(CLASSES)
+
+
+def test_the_accuracy_that_is_reported_is_that_of_the_checkpoint(photos, mlx_folder, tmp_path):
+    for options in ({}, FULL):
+        trained = train(photos, mlx_folder, tmp_path / f"out{len(options)}", **options)
+        from mlx_convnextv2.images.class_folders import find_splits
+
+        val = find_splits(photos).val
+        answers = ImageClassifier(trained.path)(list(val.files), top_k=1)
+        right = [answer[0]["index"] == label for answer, label in zip(answers, val.labels, strict=True)]
+        assert trained.best.val_top1 == pytest.approx(np.mean(right))
+
+
+def test_all_weights_are_trained_and_the_best_epoch_is_kept(photos, mlx_folder, tmp_path):
+    heard = Heard()
+    trained = train(photos, mlx_folder, tmp_path / "out", progress=heard, lr=1e-3, **FULL)
+    assert [row.epoch for row in heard.rows] == [0, 1, 2] == [row.epoch for row in trained.rows]
+    assert len(heard.losses) == 2 * 3  # 30 of 36 images in batches of 8
+    assert trained.rows[1].train_loss == pytest.approx(np.mean(heard.losses[:3]))
+    assert trained.best in trained.rows
+    assert not any(row.better_than(trained.best) for row in trained.rows)
+    assert not (tmp_path / "out.run").exists()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "all weights, 2 epochs of 3 steps of 8 images" in card
+    assert "`checks` (10 + 2)" in card
+    assert f"top-1 {trained.best.val_top1:.2%}" in card
+
+
+def test_one_seed_gives_one_run_and_another_gives_another(photos, mlx_folder, tmp_path):
+    runs = [
+        train(photos, mlx_folder, tmp_path / f"{i}", seed=seed, val_split=0.3, lr=1e-2, head="scaled", **FULL)
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    losses = [[row.train_loss for row in run.rows] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+    first, again, other = (weights(run.path) for run in runs)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert not np.array_equal(first["classifier.weight"], other["classifier.weight"])
+
+
+def test_a_model_in_memory_and_a_backbone_without_a_head_can_be_trained(photos, mlx_folder, tmp_path):
+    from mlx_convnextv2 import ConvNextV2Model
+
+    start = load(mlx_folder, model_class=ConvNextV2Model)
+    trained = train(photos, start, tmp_path / "out")
+    assert trained.classes == CLASSES
+    assert train(photos, mlx_folder, tmp_path / "again").rows[0].val_loss == pytest.approx(trained.rows[0].val_loss)
+
+
+def test_patience_ends_a_run_that_gets_no_better(photos, mlx_folder, tmp_path):
+    options = {**FULL, "epochs": 9, "lr": 0.0, "ema": 0.0, "patience": 2}
+    trained = train(photos, mlx_folder, tmp_path / "out", **options)
+    assert [row.epoch for row in trained.rows] == [0, 1, 2]
+    assert trained.best.epoch == 0
+
+
+def test_another_image_size_goes_into_the_checkpoint(photos, mlx_folder, tmp_path):
+    train(photos, mlx_folder, tmp_path / "out", image_size=48)
+    assert load(tmp_path / "out")[1].size == {"shortest_edge": 48}
+
+
+def test_the_command_line_wins_over_the_file(photos, mlx_folder, tmp_path, capsys):
+    file = tmp_path / "options.yaml"
+    file.write_text(f"data: {photos}\nmodel: {mlx_folder}\nfull: true\nepochs: 7\nbatch-size: 6\nema: 0.5\n")
+    output = tmp_path / "out"
+    assert command.main(["--config", str(file), "--output", str(output), "--epochs", "1", "--ema", "0"]) == 0
+    written = read_config(output / "args.yaml")
+    assert (written["epochs"], written["batch_size"], written["ema"], written["full"]) == (1, 6, 0, True)
+    again = tmp_path / "again"
+    assert command.main(["--config", str(output / "args.yaml"), "--output", str(again)]) == 0
+    assert (again / "model.safetensors").read_bytes() == (output / "model.safetensors").read_bytes()
+
+
+def test_a_run_that_is_written_can_be_read_by_transformers_layout(photos, mlx_folder, tmp_path):
+    from mlx_convnextv2.conversion.convert import convert
+
+    train(photos, mlx_folder, tmp_path / "out")
+    convert(tmp_path / "out", tmp_path / "hf", to="huggingface")
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["id2label"] == {str(i): name for i, name in enumerate(CLASSES)}
+
+
+def test_quantized_weights_keep_their_body_and_cannot_be_trained_in_full(photos, small_model, tmp_path):
+    from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
+    from mlx_convnextv2.conversion.convert import convert
+
+    wide = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[32, 64], depths=[1, 1], num_stages=2))
+    save(wide, tmp_path / "wide", ConvNextImageProcessor(size=32))
+    convert(tmp_path / "wide", tmp_path / "small", quantize=True, q_group_size=32)
+    trained = train(photos, tmp_path / "small", tmp_path / "out")
+    assert ImageClassifier(trained.path)(photos / "dots" / "0.png", top_k=1)[0]["label"] in CLASSES
+    with pytest.raises(ValueError, match=r"quantized weights cannot be trained: .*--dequantize"):
+        train(photos, tmp_path / "small", tmp_path / "full", **FULL)
+
+
+def test_broken_duplicate_and_scarce_images_are_named_before_training(mlx_folder, tmp_path, capsys):
+    data = tmp_path / "data"
+    make_pictures(data / "train", 11)
+    make_pictures(data / "val", 3, seed=1)
+    (data / "train" / "dots" / "broken.png").write_bytes(b"no image at all")
+    (data / "val" / "dots" / "copy.png").write_bytes((data / "train" / "dots" / "3.png").read_bytes())
+    (data / "train" / "stripes" / "twice.png").write_bytes((data / "train" / "checks" / "5.png").read_bytes())
+    for file in (data / "train" / "checks").glob("[6-9].png"):
+        file.unlink()
+    assert command.main(arguments(data, mlx_folder, tmp_path / "out")) == 0
+    errors = capsys.readouterr().err
+    assert "train: warning: classes with fewer than 10 images to train with: checks (7)" in errors
+    assert "1 image of val also in train, so that val looks better than it is: " in errors
+    assert "val/dots/copy.png = " in errors
+    assert "1 image in two classes: " in errors
+    assert "1 of 31 images of train left out, because they cannot be read: " in errors
+    assert "broken.png is not an image" in errors
+
+
+def test_a_class_of_which_nothing_can_be_read_ends_the_run(photos, mlx_folder, tmp_path):
+    data = make_pictures(tmp_path / "data", 4)
+    for file in (data / "dots").iterdir():
+        file.write_bytes(b"")
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(ValueError, match="no image of dots can be"):
+        train(data, mlx_folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "epochs must be a whole number from 1"),
+        (["--image-size", "30"], "image_size|too small"),
+        (["--batch-size", "9", "--accumulate", "2", "--full"], "batch_size 9 cannot be divided"),
+        (["--config", "absent.yaml"], "no such configuration file"),
+        (["--model", "no/such/folder"], "no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_leaves_nothing(photos, mlx_folder, tmp_path, capsys, more, message):
+
+    assert command.main(arguments(photos, mlx_folder, tmp_path / "out", *more)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "warning" not in line]
+    assert len(errors) == 1, errors
+    assert re.search(message, errors[0])
+    assert errors[0].startswith("train: error: ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_there_is_not_replaced_unless_asked(photos, mlx_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    train(photos, mlx_folder, output)
+    with pytest.raises(FileExistsError, match="exists already"):
+        train(photos, mlx_folder, output)
+    assert command.main(arguments(photos, mlx_folder, output, "--overwrite")) == 0
+
+
+def test_without_data_or_output_the_usage_is_shown(capsys):
+    for argv in ([], ["--data", "x"], ["--output", "x"], ["--resume"], ["--resume", "--data", "x", "--output", "y"]):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            command.main(argv)
+        assert "give --data DIR and --output OUT" in capsys.readouterr().err
+
+
+def test_the_help_names_every_option(capsys):
+    with pytest.raises(SystemExit, match=r"^0$"):
+        command.main(["--help"])
+    text = capsys.readouterr().out
+    for name in Options.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in text
+    assert text.rstrip().splitlines()[-1].strip().startswith("python -m mlx_convnextv2.classify")
+
+
+def test_there_is_nothing_to_resume_where_nothing_was_begun(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no unfinished run at .*out\.run: leave --resume out"):
+        resume(tmp_path / "out")
+
+
+def test_a_transparent_and_a_grey_picture_are_trained_on_as_they_are_classified(mlx_folder, tmp_path):
+    data = make_pictures(tmp_path / "data", 6)
+    Image.new("L", (50, 30), 90).save(data / "dots" / "grey.png")
+    Image.new("RGBA", (30, 50), (9, 9, 9, 0)).save(data / "dots" / "clear.png")
+    trained = train(data, mlx_folder, tmp_path / "out", **{**FULL, "epochs": 1})
+    assert np.isfinite(trained.rows[-1].train_loss)
+
+
+@pytest.mark.parametrize("more", [[], ["--full", "--mixup", "0.8", "--batch-size", "9"]])
+def test_a_batch_is_shown_as_the_model_will_see_it(photos, mlx_folder, tmp_path, capsys, more):
+    file = tmp_path / "batch.png"
+    assert command.main([*arguments(photos, mlx_folder, tmp_path / "out", *more), "--show-batch", str(file)]) == 0
+    assert capsys.readouterr().out == f"{file}\n"
+    picture = Image.open(file)
+    assert picture.width > 3 * 32
+    assert np.asarray(picture).std() > 20
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_is_shown_as_a_picture_alone(photos, mlx_folder, tmp_path, capsys):
+    assert command.main(["--data", str(photos), "--model", str(mlx_folder), "--show-batch", "batch.txt"]) == 2
+    assert "must end in .png or .jpg" in capsys.readouterr().err
+
+
+def test_curves_and_confusions_are_drawn_where_matplotlib_is_there(photos, mlx_folder, tmp_path, pictures):
+    pytest.importorskip("matplotlib")
+    train(photos, mlx_folder, tmp_path / "out")
+    for name in ("results.png", "confusion_matrix.png"):
+        assert Image.open(tmp_path / "out" / name).width > 500
+
+
+def test_without_matplotlib_there_are_no_pictures(photos, mlx_folder, tmp_path, monkeypatch, pictures):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    train(photos, mlx_folder, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.png"))
+
+
+def test_numbers_go_to_tensorboard_and_wandb(photos, mlx_folder, tmp_path, monkeypatch):
+    logged, closed = [], []
+
+    class Writer:
+        def __init__(self, folder):
+            self.folder = folder
+
+        def add_scalar(self, name, value, step):
+            logged.append((self.folder, name, value, step))
+
+        def close(self):
+            closed.append("tensorboard")
+
+    class Run:
+        def log(self, values, step):
+            logged.extend(("wandb", name, value, step) for name, value in values.items())
+
+        def finish(self):
+            closed.append("wandb")
+
+    def init(project, name, config):
+        assert (project, name, config["epochs"]) == ("mlx_convnextv2", "out", 1)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    options = {**FULL, "epochs": 1, "report_to": "tensorboard, wandb"}
+    trained = train(photos, mlx_folder, tmp_path / "out", **options)
+    assert closed == ["tensorboard", "wandb"]
+    for sink in ("wandb", f"{tmp_path / 'out'}.tensorboard"):
+        own = [(name, value, step) for where, name, value, step in logged if where == sink]
+        assert ("val/loss", trained.rows[1].val_loss, 3) in own
+        assert [step for name, _, step in own if name == "train/step_loss"] == [1, 2, 3]
+
+
+def test_a_report_that_cannot_be_made_is_said_first(photos, mlx_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r'report_to needs wandb: pip install "mlx-convnextv2\[report\]"'):
+        train(photos, mlx_folder, tmp_path / "out", report_to="wandb")
+    with pytest.raises(ValueError, match="report_to must be tensorboard, wandb or both"):
+        train(photos, mlx_folder, tmp_path / "out", report_to="excel")
