@@ -48,6 +48,13 @@ class Interrupting(Progress):
             raise self.error
 
 
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Drawing takes longer than the runs of most tests."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("mlx_convnextv2.training.run.pictures_of", lambda *_: {})
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_pictures(tmp_path_factory.mktemp("data") / "photos", 12)

@@ -19,6 +19,18 @@ from mlx_convnextv2.training.options import read_config
 FULL = {"full": True, "epochs": 2, "batch_size": 8}
 
 
+@pytest.fixture
+def pictures():
+    """For a test that looks at the pictures of a run."""
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Drawing takes longer than the runs of most tests."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("mlx_convnextv2.training.run.pictures_of", lambda *_: {})
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_pictures(tmp_path_factory.mktemp("data") / "photos", 12)
