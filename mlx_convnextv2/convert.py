@@ -6,7 +6,6 @@ import argparse
 import ctypes
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from . import terminal
 from .messages import grouped, printable, some
@@ -62,7 +61,7 @@ def _convert(args: argparse.Namespace) -> int:
         terminal.tell(f"Named {len(conversion.labels)} classes: {some(conversion.labels)}")
     if conversion.quantization is not None:
         terminal.tell(conversion.quantization)
-    terminal.tell(f"Wrote {printable(args.mlx_path)}: {_summary(conversion.path)}")
+    terminal.tell(f"Wrote {printable(args.mlx_path)}: {conversion.summary}")
     if conversion.verification is not None:
         terminal.tell(conversion.verification)
         if not conversion.verification.passed:
@@ -80,21 +79,6 @@ def _keep_large_buffers() -> None:
     if mallopt is not None:  # musl has none
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-def _summary(folder: Path) -> str:
-    """What a converted folder holds, in a line."""
-    from .checkpoints.checkpoint import Checkpoint
-    from .checkpoints.configuration import read_config
-    from .model.quantization import count_parameters
-
-    checkpoint = Checkpoint.open(folder)
-    tensors = checkpoint.tensors.values()
-    dtypes = sorted({str(tensor.dtype).removeprefix("mlx.core.") for tensor in tensors})
-    bits = (read_config(checkpoint).extra.get("quantization") or {}).get("bits")
-    parameters = count_parameters({name: tensor.shape for name, tensor in checkpoint.tensors.items()}, bits)
-    megabytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors}) / 1e6
-    return f"{parameters:,} parameters in {len(tensors)} tensors, {', '.join(dtypes)}, {megabytes:,.1f} MB"
 
 
 if __name__ == "__main__":

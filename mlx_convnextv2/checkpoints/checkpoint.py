@@ -1,118 +1,57 @@
-"""A checkpoint that is open: its tensors under Hugging Face's names, each read when it is asked for."""
+"""A checkpoint that is open: what loading, converting and verifying hand to one another."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
-from ..files.leftovers import unwrap
-from ..files.tensors import Tensor, is_floating
-from ..files.weight_files import read_header, read_tensors, weight_files
-from ..messages import some
-from .mlx_layout import TO_MLX, in_mlx_layout
-from .schemes import HUGGING_FACE, LAYER_NORM_EPS, Scheme, find_scheme
+from ..model.config import ConvNextV2Config
+from .architecture import check_architecture
+from .configuration import read_config, read_processor
+from .hub import fetch
+from .processor import ConvNextImageProcessor
+from .weights import Weights
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The header of a checkpoint: its tensors under Hugging Face's names, and whether it is in MLX's layout.
+    """The weights of a checkpoint, not read yet, with its configuration and its image processor."""
 
-    `dropped` names what the files hold beside the weights: an optimizer's state, say, or the copy of the weights
-    that was not averaged.
-    """
+    weights: Weights
+    config: ConvNextV2Config
+    processor: ConvNextImageProcessor
 
-    path: Path
-    scheme: Scheme
-    tensors: dict[str, Tensor]
-    is_mlx: bool
-    dropped: tuple[str, ...] = ()
+    @property
+    def path(self) -> Path:
+        """The folder or the weights file."""
+        return self.weights.path
 
     @classmethod
-    def open(cls, path: Path) -> Checkpoint:
-        """Read the headers of a weights file or of those of a folder; from safetensors no tensor is read.
+    def open(
+        cls,
+        path_or_repo: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        card: bool = False,
+        **config_overrides: Any,
+    ) -> Checkpoint:
+        """Find a checkpoint by its name, and read its headers and JSON files.
+
+        Args:
+            path_or_repo: a folder, a weights file or a Hub id, of which the files needed are downloaded.
+            revision: branch, tag or commit of the Hub repository.
+            card: download the model card, too.
+            config_overrides: fields of the configuration to change.
 
         Raises:
-            FileNotFoundError: there are no weights, or a shard is missing.
-            ValueError: a file is truncated or corrupt, or the keys are of no known scheme or of several.
+            FileNotFoundError: no such folder, repository, revision or weights.
+            OSError: the Hub is out of reach, or a file cannot be read.
+            ValueError: another architecture, a corrupt file, or a configuration that makes no sense.
         """
-        raw: dict[str, Tensor] = {}
-        formats = set()
-        dropped: list[str] = []
-        for file in [path] if path.is_file() else weight_files(path):
-            header = read_header(file)
-            formats.add(header.format)
-            dropped += header.dropped
-            doubled = sorted(set(header.tensors) & set(raw))
-            if doubled:
-                raise ValueError(f"{path} holds {some(doubled)} in more than one file: download it again")
-            raw.update(header.tensors)
-        if len(formats) > 1:
-            raise ValueError(f"{path} mixes files of the formats {some(sorted(formats))}: download it again")
-        is_mlx = formats == {"mlx"}
-        try:
-            bare, copies = unwrap(raw, dropped)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-        dropped += copies
-        scheme = find_scheme(bare, path)
-        tensors: dict[str, Tensor] = {}
-        for key, full_key in bare.items():
-            name = scheme.rename(key)
-            if name.startswith("classifier.") and 0 in raw[full_key].shape:  # the authors' way to have no head
-                dropped.append(full_key)
-                continue
-            if name in tensors:
-                raise ValueError(f"{path} holds {some([name])} under two names, {some([tensors[name].key, full_key])}")
-            tensors[name] = raw[full_key] if is_mlx else in_mlx_layout(name, raw[full_key])
-        return cls(path, scheme, tensors, is_mlx, tuple(dropped))
-
-    def read(self, names: Sequence[str], dtype: mx.Dtype | None = None) -> list[tuple[str, mx.array]]:
-        """The tensors of these names in MLX's layout, those in floating point cast to `dtype` if given.
-
-        From safetensors, each is read when MLX evaluates it.
-        """
-        files: dict[Path, Mapping[str, mx.array]] = {}
-        weights = []
-        for name in names:
-            tensor = self.tensors[name]
-            if tensor.file not in files:
-                files[tensor.file] = read_tensors(tensor.file)
-            array = files[tensor.file][tensor.key]
-            if tensor.transpose:
-                array = array.transpose(TO_MLX)  # (out, in, height, width) -> (out, height, width, in)
-            array = array.reshape(tensor.shape)
-            if dtype is not None and is_floating(array.dtype):  # quantized weights are whole numbers
-                array = array.astype(dtype)
-            weights.append((name, array))
-        return weights
-
-
-def values_from_tensors(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The configuration that the tensors' names and shapes tell. Only the resolution is left to the file's name."""
-    shapes = {name.removeprefix("convnextv2."): tensor.shape for name, tensor in checkpoint.tensors.items()}
-    blocks = [re.match(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.dwconv\.weight$", name) for name in shapes]
-    positions = [(int(match[1]), int(match[2])) for match in blocks if match]
-    stem = shapes.get("embeddings.patch_embeddings.weight", ())
-    depths = [0] * len({stage for stage, _ in positions})
-    for stage, _ in positions:
-        if stage >= len(depths):
-            raise ValueError("its tensors skip a stage, so the configuration cannot be told: add a config.json")
-        depths[stage] += 1
-    if not depths or len(stem) != 4:
-        raise ValueError("its tensors do not tell the configuration: add a config.json")
-    resolution = re.search(r"_(224|384|512)(?=[_.]|$)", checkpoint.path.name)
-    return {
-        "num_channels": stem[3],
-        "patch_size": stem[1] if stem[1] == stem[2] else [stem[1], stem[2]],
-        "num_stages": len(depths),
-        "depths": depths,
-        "hidden_sizes": [shapes[f"encoder.stages.{stage}.layers.0.dwconv.weight"][0] for stage in range(len(depths))],
-        "layer_norm_eps": 1e-12 if checkpoint.scheme is HUGGING_FACE else LAYER_NORM_EPS,
-        "image_size": int(resolution[1]) if resolution else 224,
-        "num_labels": shapes["classifier.weight"][0] if "classifier.weight" in shapes else 0,
-    }
+        path = fetch(path_or_repo, revision=revision, card=card)
+        check_architecture(path)
+        weights = Weights.open(path)
+        config = read_config(weights, **config_overrides)
+        return cls(weights, config, read_processor(weights, config))

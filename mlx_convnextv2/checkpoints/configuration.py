@@ -12,51 +12,39 @@ from ..files.json_files import read_json
 from ..files.names import CONFIG_FILE, PREPROCESSOR_FILE
 from ..messages import short, some
 from ..model.config import ConvNextV2Config, as_pair
-from .architecture import check_architecture
-from .checkpoint import Checkpoint, values_from_tensors
 from .processor import ConvNextImageProcessor
 from .schemes import HUGGING_FACE
 from .timm import timm_processor, values_from_timm
+from .weights import Weights, values_from_tensors
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The header of a checkpoint: a folder, whose config.json must not be another architecture's, or a weights file.
-
-    Raises:
-        FileNotFoundError: there are no weights.
-        ValueError: another architecture, or what `Checkpoint.open` raises.
-    """
-    check_architecture(path)
-    return Checkpoint.open(path)
-
-
-def read_config(checkpoint: Checkpoint, **overrides: Any) -> ConvNextV2Config:
+def read_config(weights: Weights, **overrides: Any) -> ConvNextV2Config:
     """The configuration of a checkpoint: from its config.json, or where it has none from its tensors' names and shapes.
 
     Args:
-        checkpoint: a folder's, or a single file's; beside a file under Hugging Face's names config.json counts.
+        weights: a folder's, or a single file's; beside a file under Hugging Face's names config.json counts.
         overrides: fields to change.
 
     Raises:
         FileNotFoundError: a folder has no config.json.
         ValueError: the configuration is of another architecture or makes no sense, or a field is unknown.
     """
-    path = _beside(checkpoint, CONFIG_FILE)
+    path = _beside(weights, CONFIG_FILE)
     try:
         if path is None:
             with _making_sense("the configuration that its tensors tell"):
-                values = values_from_tensors(checkpoint)
+                values = values_from_tensors(weights)
         else:
             values = read_json(path)
             if isinstance(values, Mapping) and "architecture" in values and "model_type" not in values:
                 with _making_sense("the timm configuration"):
-                    values = values_from_timm(values, checkpoint)
+                    values = values_from_timm(values, weights)
         config = ConvNextV2Config.from_dict(values)
     except ValueError as error:
-        raise ValueError(f"{path or checkpoint.path}: {error}") from None
+        raise ValueError(f"{path or weights.path}: {error}") from None
     unknown = sorted(set(overrides) - set(ConvNextV2Config.__dataclass_fields__))
     if unknown:
         raise ValueError(f"unknown configuration field {some(unknown)}")
@@ -64,12 +52,12 @@ def read_config(checkpoint: Checkpoint, **overrides: Any) -> ConvNextV2Config:
     return config
 
 
-def read_processor(checkpoint: Checkpoint, config: ConvNextV2Config) -> ConvNextImageProcessor:
+def read_processor(weights: Weights, config: ConvNextV2Config) -> ConvNextImageProcessor:
     """The image processor of a checkpoint; where it has none, that of the published ones, and a warning."""
-    path = _beside(checkpoint, PREPROCESSOR_FILE)
+    path = _beside(weights, PREPROCESSOR_FILE)
     if path is not None:
         return ConvNextImageProcessor.from_folder(path.parent)
-    config_path = _beside(checkpoint, CONFIG_FILE)
+    config_path = _beside(weights, CONFIG_FILE)
     values = read_json(config_path) if config_path is not None else {}
     if "pretrained_cfg" in values:
         try:
@@ -79,18 +67,16 @@ def read_processor(checkpoint: Checkpoint, config: ConvNextV2Config) -> ConvNext
             raise ValueError(f"{config_path}: {error}") from None
     size = min(as_pair(config.image_size))
     warnings.warn(
-        f"{checkpoint.path} has no {PREPROCESSOR_FILE}: images are prepared as for the published checkpoints, "
+        f"{weights.path} has no {PREPROCESSOR_FILE}: images are prepared as for the published checkpoints, "
         f"at {size} pixels",
         stacklevel=4,
     )
     return ConvNextImageProcessor(size=size, image_mean=IMAGENET_MEAN, image_std=IMAGENET_STD)
 
 
-def described_by(checkpoint: Checkpoint) -> str:
+def described_by(weights: Weights) -> str:
     """Where the configuration of a checkpoint is from, for an error."""
-    return (
-        "its config.json" if _beside(checkpoint, CONFIG_FILE) else "the configuration that their names and shapes tell"
-    )
+    return "its config.json" if _beside(weights, CONFIG_FILE) else "the configuration that their names and shapes tell"
 
 
 @contextmanager
@@ -102,16 +88,14 @@ def _making_sense(what: str) -> Iterator[None]:
         raise ValueError(f"{what} makes no sense ({type(error).__name__}: {short(str(error))})") from None
 
 
-def _beside(checkpoint: Checkpoint, name: str) -> Path | None:
+def _beside(weights: Weights, name: str) -> Path | None:
     """A JSON file of the checkpoint's, or None. Only a file under Hugging Face's names is sought one beside."""
-    if checkpoint.path.is_dir():
-        path = checkpoint.path / name
+    if weights.path.is_dir():
+        path = weights.path / name
         if name == CONFIG_FILE and not path.is_file():
-            raise FileNotFoundError(
-                f"{checkpoint.path} has no {CONFIG_FILE}: give the weights file itself to go without"
-            )
-    elif checkpoint.scheme is HUGGING_FACE:
-        path = checkpoint.path.parent / name
+            raise FileNotFoundError(f"{weights.path} has no {CONFIG_FILE}: give the weights file itself to go without")
+    elif weights.scheme is HUGGING_FACE:
+        path = weights.path.parent / name
     else:
         return None
     return path if path.is_file() else None

@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 
 from ..files.tensors import as_dtype, is_floating
 from ..messages import one_line, short, some
-from ..model.config import LABEL_FIELDS, ConvNextV2Config
+from ..model.config import LABEL_FIELDS, STAGE_FIELDS, ConvNextV2Config
 from ..model.convnextv2 import (
     MODEL_CLASSES,
     ConvNextV2Backbone,
@@ -30,11 +30,11 @@ from ..model.layers import no_init_weights
 from ..model.quantization import restore_quantized_layers
 from ..runtime.forks import check_not_forked
 from .checkpoint import Checkpoint
-from .configuration import described_by, open_checkpoint, read_config, read_processor
-from .hub import fetch
+from .configuration import described_by
 from .new_head import build_with_new_head, check_new_labels, draw_head
 from .processor import ConvNextImageProcessor
 from .schemes import HUGGING_FACE
+from .weights import Weights
 
 _PREFIX = "convnextv2."
 _NORMS = "hidden_states_norms."
@@ -75,31 +75,6 @@ def load(
         ValueError: another architecture, a corrupt file, weights that do not fit (listed), a `revision` of something
             local, or another `model_class`.
     """
-    model, processor = load_unread(
-        path_or_repo, dtype=dtype, revision=revision, model_class=model_class, labels=labels, **config_overrides
-    )
-    try:
-        mx.eval(model.parameters())  # lazy arrays are of use in the thread alone that made them
-    except RuntimeError as error:
-        if not str(error).startswith("[read]"):  # not a file's fault
-            raise
-        raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({one_line(error)}): download it again") from None
-    return model, processor
-
-
-def load_unread(
-    path_or_repo: str | os.PathLike[str],
-    *,
-    dtype: str | mx.Dtype | None = None,
-    revision: str | None = None,
-    model_class: type[ConvNextV2PreTrainedModel] | None = None,
-    labels: Sequence[str] | None = None,
-    **config_overrides: Any,
-) -> tuple[Any, ConvNextImageProcessor]:
-    """`load`, except that each weight is read when it is needed, which must be in this thread.
-
-    A conversion never has to hold all of them.
-    """
     check_not_forked()
     dtype = as_dtype(dtype)
     if model_class is not None and model_class not in MODEL_CLASSES:
@@ -107,40 +82,69 @@ def load_unread(
         raise ValueError(f"model_class must be one of {names}, not {short(model_class)}")
     if labels is not None:
         config_overrides["id2label"] = check_new_labels(labels, model_class, config_overrides)
-    checkpoint = open_checkpoint(fetch(path_or_repo, revision=revision))
-    config = read_config(checkpoint, **config_overrides)
+    checkpoint = Checkpoint.open(path_or_repo, revision=revision, **config_overrides)
     if labels is not None:
-        classifier, sources, left_out = build_with_new_head(config, checkpoint)
-        load_weights(classifier, checkpoint, sources, left_out, dtype, described_by(checkpoint))
-        draw_head(classifier, checkpoint, sources)
-        return classifier.eval(), read_processor(checkpoint, config)
-    model, sources, left_out = _build(config, checkpoint, model_class)
-    if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(config_overrides):
-        _check_head(checkpoint, config.num_labels)
-    if isinstance(model, ConvNextV2Backbone) and not {"out_features", "out_indices"}.isdisjoint(config_overrides):
+        model: ConvNextV2PreTrainedModel = load_with_new_head(checkpoint, dtype)
+    else:
+        model = load_unread(checkpoint, dtype, model_class, asked=config_overrides)
+    try:
+        mx.eval(model.parameters())  # lazy arrays are of use in the thread alone that made them
+    except RuntimeError as error:
+        if not str(error).startswith("[read]"):  # not a file's fault
+            raise
+        raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({one_line(error)}): download it again") from None
+    return model, checkpoint.processor
+
+
+def load_with_new_head(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> ConvNextV2ForImageClassification:
+    """A classifier for the labels of `checkpoint.config`: its body is the checkpoint's, and its head is new."""
+    model, sources, left_out = build_with_new_head(checkpoint.config, checkpoint.weights)
+    load_weights(model, checkpoint.weights, sources, left_out, dtype)
+    draw_head(model, checkpoint.weights, sources)
+    model.eval()
+    return model
+
+
+def load_unread(
+    checkpoint: Checkpoint,
+    dtype: mx.Dtype | None = None,
+    model_class: type[ConvNextV2PreTrainedModel] | None = None,
+    asked: Collection[str] = (),
+) -> ConvNextV2PreTrainedModel:
+    """The model of a checkpoint, each weight of which is read when it is needed, which must be in this thread.
+
+    A conversion never has to hold all of them. `asked` names the fields of the configuration that the user changed.
+    """
+    check_not_forked()
+    config, weights = checkpoint.config, checkpoint.weights
+    model, sources, left_out = _build(config, weights, model_class)
+    if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(asked):
+        _check_head(weights, config.num_labels)
+    if isinstance(model, ConvNextV2Backbone) and not STAGE_FIELDS.isdisjoint(asked):
         unasked = set(config.stage_names) - set(config.out_features)
-        left_out |= {name for name in checkpoint.tensors if re.match(rf"{_NORMS}({'|'.join(unasked)})\.", name)}
-    load_weights(model, checkpoint, sources, left_out, dtype, described_by(checkpoint))
-    return model.eval(), read_processor(checkpoint, config)
+        left_out |= {name for name in weights.tensors if re.match(rf"{_NORMS}({'|'.join(unasked)})\.", name)}
+    load_weights(model, weights, sources, left_out, dtype)
+    model.eval()
+    return model
 
 
-def _check_head(checkpoint: Checkpoint, num_labels: int) -> None:
+def _check_head(weights: Weights, num_labels: int) -> None:
     """Raise a ValueError if the checkpoint's head is for another number of classes."""
-    head = checkpoint.tensors.get("classifier.weight")
+    head = weights.tensors.get("classifier.weight")
     if head is not None and head.shape[0] != num_labels:
         raise ValueError(
-            f"the head of {checkpoint.path} has {head.shape[0]} classes, so num_labels cannot be {num_labels}: "
+            f"the head of {weights.path} has {head.shape[0]} classes, so num_labels cannot be {num_labels}: "
             f"give id2label {head.shape[0]} labels, one for each class"
         )
 
 
 def _build(
-    config: ConvNextV2Config, checkpoint: Checkpoint, model_class: type[ConvNextV2PreTrainedModel] | None
+    config: ConvNextV2Config, weights: Weights, model_class: type[ConvNextV2PreTrainedModel] | None
 ) -> tuple[ConvNextV2PreTrainedModel, dict[str, str], set[str]]:
     """A model without its weights, the checkpoint's name for each of its parameters, and the names left out."""
-    tensors = checkpoint.tensors
+    tensors = weights.tensors
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ""
-    from_transformers = checkpoint.scheme is HUGGING_FACE
+    from_transformers = weights.scheme is HUGGING_FACE
     held_class: type[ConvNextV2PreTrainedModel] = ConvNextV2Model
     if prefix and (from_transformers or any(name.startswith("classifier.") for name in tensors)):
         held_class = ConvNextV2ForImageClassification
@@ -154,11 +158,11 @@ def _build(
     try:
         restore_quantized_layers(model, tensors, own_prefix)
     except ValueError as error:
-        raise ValueError(f"{checkpoint.path}: {error}") from None
+        raise ValueError(f"{weights.path}: {error}") from None
     names = list(dict(tree_flatten(model.parameters())))
     if model_class is ConvNextV2ForImageClassification:
         if held_class is not model_class:
-            raise ValueError(f"{checkpoint.path} holds no classifier: load it as ConvNextV2Model or ConvNextV2Backbone")
+            raise ValueError(f"{weights.path} holds no classifier: load it as ConvNextV2Model or ConvNextV2Backbone")
         return model, {name: name for name in names}, set()
 
     left_out: set[str] = set()
@@ -170,38 +174,36 @@ def _build(
         left_out = {name for name in tensors if name.startswith(tuple(unused))}
     elif model_class is ConvNextV2Model and not from_transformers and f"{prefix}layernorm.weight" not in tensors:
         # the outcome of pre-training alone (FCMAE)
-        warnings.warn(f"{checkpoint.path} has no final norm: the pooled output is normalised without one", stacklevel=4)
+        warnings.warn(f"{weights.path} has no final norm: the pooled output is normalised without one", stacklevel=4)
         names = [name for name in names if not name.startswith("layernorm.")]
     return model, {name: prefix + name for name in names}, left_out
 
 
 def load_weights(
     model: nn.Module,
-    checkpoint: Checkpoint,
+    weights: Weights,
     sources: Mapping[str, str],
     left_out: Collection[str] = (),
     dtype: mx.Dtype | None = None,
-    described_by: str = "its config.json",
 ) -> None:
     """Give every parameter of the model its tensor, strictly.
 
     Args:
         model: takes the weights.
-        checkpoint: where they are.
+        weights: where they are.
         sources: for each parameter of the model that the checkpoint must hold, the name it has there.
         left_out: names in the checkpoint that the model has no use for.
         dtype: cast to this; None keeps the file's.
-        described_by: what the model was built from, for the error.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; the message lists them.
     """
     parameters = dict(tree_flatten(model.parameters()))
-    missing = sorted(name for name in sources.values() if name not in checkpoint.tensors)
-    unexpected = sorted(set(checkpoint.tensors) - set(sources.values()) - set(left_out))
+    missing = sorted(name for name in sources.values() if name not in weights.tensors)
+    unexpected = sorted(set(weights.tensors) - set(sources.values()) - set(left_out))
     mis_shaped = []
     for parameter, name in sources.items():
-        tensor, expected = checkpoint.tensors.get(name), parameters[parameter]
+        tensor, expected = weights.tensors.get(name), parameters[parameter]
         if tensor is None:
             continue
         if tensor.shape != tuple(expected.shape):
@@ -214,8 +216,8 @@ def load_weights(
         if names
     ]
     if problems:
-        raise ValueError(f"the weights in {checkpoint.path} do not fit {described_by}: {'; '.join(problems)}")
-    arrays = checkpoint.read(list(sources.values()), dtype)
+        raise ValueError(f"the weights in {weights.path} do not fit {described_by(weights)}: {'; '.join(problems)}")
+    arrays = weights.read(list(sources.values()), dtype)
     model.load_weights(
         [(parameter, array) for parameter, (_, array) in zip(sources, arrays, strict=True)], strict=False
     )

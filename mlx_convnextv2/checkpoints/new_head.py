@@ -13,9 +13,9 @@ from ..model.config import LABEL_FIELDS, MAX_LABELS, ConvNextV2Config
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from ..model.layers import draw_weights, no_init_weights
 from ..model.quantization import restore_quantized_layers
-from .checkpoint import Checkpoint
 from .label_files import check_labels, composed
 from .schemes import HUGGING_FACE
+from .weights import Weights
 
 _PREFIX = "convnextv2."
 _FINAL_NORM = "convnextv2.layernorm."
@@ -44,10 +44,10 @@ def check_new_labels(labels: Any, model_class: type | None, overrides: Collectio
 
 
 def build_with_new_head(
-    config: ConvNextV2Config, checkpoint: Checkpoint
+    config: ConvNextV2Config, weights: Weights
 ) -> tuple[ConvNextV2ForImageClassification, dict[str, str], set[str]]:
     """A model without its weights, the checkpoint's name for each parameter but the head's, and the names left out."""
-    tensors = checkpoint.tensors
+    tensors = weights.tensors
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ""
     left_out = {name for name in tensors if name.startswith(("classifier.", _BACKBONE_NORMS))}
     with no_init_weights():
@@ -55,16 +55,16 @@ def build_with_new_head(
     try:
         restore_quantized_layers(model, [_PREFIX + name.removeprefix(prefix) for name in tensors.keys() - left_out])
     except ValueError as error:
-        raise ValueError(f"{checkpoint.path}: {error}") from None
+        raise ValueError(f"{weights.path}: {error}") from None
     names = [name for name in dict(tree_flatten(model.parameters())) if not name.startswith("classifier.")]
     # What was only pre-trained (FCMAE), and a backbone, may lack the norm before the head.
-    may_lack = checkpoint.scheme is not HUGGING_FACE or any(name.startswith(_BACKBONE_NORMS) for name in tensors)
+    may_lack = weights.scheme is not HUGGING_FACE or any(name.startswith(_BACKBONE_NORMS) for name in tensors)
     if may_lack and f"{prefix}layernorm.weight" not in tensors:
         names = [name for name in names if not name.startswith(_FINAL_NORM)]
     return model, {name: prefix + name.removeprefix(_PREFIX) for name in names}, left_out
 
 
-def draw_head(model: ConvNextV2ForImageClassification, checkpoint: Checkpoint, loaded: Collection[str]) -> None:
+def draw_head(model: ConvNextV2ForImageClassification, weights: Weights, loaded: Collection[str]) -> None:
     """Give the head its first weights, in the dtype of the others, and say so.
 
     Args:
@@ -74,8 +74,8 @@ def draw_head(model: ConvNextV2ForImageClassification, checkpoint: Checkpoint, l
     dtype = model.convnextv2.embeddings.patch_embeddings.weight.dtype
     for module in (model.classifier, model.convnextv2.layernorm):
         module.update(tree_map(lambda array: array.astype(dtype), module.parameters()))
-    bias = checkpoint.tensors.get("classifier.bias")
+    bias = weights.tensors.get("classifier.bias")
     old = f"the head for {bias.shape[0]} classes is left out" if bias is not None else "there is no head"
     norm = "" if any(name.startswith(_FINAL_NORM) for name in loaded) else ", as is the norm before it"
     new = f"the one for {model.config.num_labels} is new, with random weights{norm}: train it"
-    warnings.warn(f"{checkpoint.path}: {old}, and {new}", stacklevel=4)
+    warnings.warn(f"{weights.path}: {old}, and {new}", stacklevel=4)

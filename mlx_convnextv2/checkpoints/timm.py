@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..messages import short, some
-from .checkpoint import Checkpoint, values_from_tensors
 from .processor import ConvNextImageProcessor
 from .schemes import LAYER_NORM_EPS
+from .weights import Weights, values_from_tensors
 
 TIMM_KEYS = ("architecture", "model_args")  # which our config.json keeps of timm's
 
@@ -28,7 +28,7 @@ _TIMM_ONLY_ARGS = {
 }
 
 
-def values_from_timm(values: Mapping[str, Any], checkpoint: Checkpoint) -> dict[str, Any]:
+def values_from_timm(values: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """A timm config.json as ours: sizes from the tensors, the rest from `pretrained_cfg` and `model_args`."""
     model_args = values.get("model_args") or {}
     for name, value in model_args.items():
@@ -37,7 +37,7 @@ def values_from_timm(values: Mapping[str, Any], checkpoint: Checkpoint) -> dict[
             raise ValueError(
                 f"model_args has {some([name])} = {short(value)}, a variant of timm's that is not supported"
             )
-    ours = {**values_from_tensors(checkpoint), "architecture": values["architecture"], "model_args": model_args}
+    ours = {**values_from_tensors(weights), "architecture": values["architecture"], "model_args": model_args}
     ours["layer_norm_eps"] = LAYER_NORM_EPS
     input_size = (values.get("pretrained_cfg") or {}).get("input_size")
     if input_size is not None:

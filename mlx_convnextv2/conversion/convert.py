@@ -6,31 +6,46 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.configuration import open_checkpoint
-from ..checkpoints.hub import check_repo_id, fetch, upload
+from ..checkpoints.hub import check_repo_id, upload
 from ..checkpoints.label_files import check_labels, read_labels
 from ..checkpoints.load import load_unread
 from ..checkpoints.model_card import read_base_model, read_licence
 from ..checkpoints.save import save
 from ..files.atomic_folder import check_target
 from ..files.tensors import as_dtype
-from ..model.quantization import QuantizationReport, dequantize as dequantize_model, quantize as quantize_model
-from .verify import Verification, check_verifiable, verify as run_both
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
+from ..model.quantization import (
+    QuantizationReport,
+    count_parameters,
+    dequantize as dequantize_model,
+    quantize as quantize_model,
+)
+from .references import who_runs
+from .verify import Verification, verify as run_both
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: where it wrote, what it left out, and how it named, quantized and compared."""
+    """What a conversion did: what it wrote, what it left out and quantized, and how it compares with the source."""
 
-    path: Path
+    result: Checkpoint
     scheme: str
     dropped: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     quantization: QuantizationReport | None = None
     verification: Verification | None = None
+
+    @property
+    def summary(self) -> str:
+        """What the folder holds, in a line."""
+        tensors = self.result.weights.tensors
+        dtypes = sorted({str(tensor.dtype).removeprefix("mlx.core.") for tensor in tensors.values()})
+        bits = (self.result.config.extra.get("quantization") or {}).get("bits")
+        parameters = count_parameters({name: tensor.shape for name, tensor in tensors.items()}, bits)
+        megabytes = sum(file.stat().st_size for file in {tensor.file for tensor in tensors.values()}) / 1e6
+        return f"{parameters:,} parameters in {len(tensors)} tensors, {', '.join(dtypes)}, {megabytes:,.1f} MB"
 
 
 def convert(
@@ -78,56 +93,57 @@ def convert(
     if upload_repo is not None:
         check_repo_id(upload_repo)
     names = read_labels(labels) if isinstance(labels, str | os.PathLike) else labels
-    source = fetch(hf_path, revision=revision, card=True)
+    source = Checkpoint.open(hf_path, revision=revision, card=True)
     is_local = os.path.exists(os.path.expanduser(hf_path))
     target = Path(mlx_path).resolve()
-    if target in (source.resolve(), *source.resolve().parents):
+    if target in (source.path.resolve(), *source.path.resolve().parents):
         raise ValueError(f"{mlx_path} holds the source itself: choose another folder for the result")
-    checkpoint = open_checkpoint(source)
-    if checkpoint.is_mlx and to == "mlx" and not (quantize or dequantize or names) and dtype is None:
+    if source.weights.is_mlx and to == "mlx" and not (quantize or dequantize or names) and dtype is None:
         raise ValueError(f"{hf_path} is converted to MLX already: load it as it is")
-    renamed: dict[str, Any] = {} if names is None else {"id2label": _checked(names, checkpoint)}
-    model, processor = load_unread(source, dtype=None if dequantize else dtype, **renamed)
+    if names is not None:
+        _check_for_head(names, source)
+        source.config.update({"id2label": list(names)})
+    model = load_unread(source, None if dequantize else as_dtype(dtype))
     if dequantize:  # before the cast, which would round the scales
         dequantize_model(model, as_dtype(dtype))
     if verify:
-        check_verifiable(checkpoint, model)
+        if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
+            raise ValueError("a backbone has no single output to verify: verify the classifier that it comes from")
+        who_runs(source)  # which says what is missing before the work is done
     report = quantize_model(model, q_bits, q_group_size, q_mode) if quantize else None
     save(
         model,
         mlx_path,
-        processor,
+        source.processor,
         format=to,
         overwrite=overwrite,
         name=upload_repo,
-        base_model=read_base_model(source) or (source.resolve().name if is_local else os.fspath(hf_path)),
-        licence=read_licence(source),
+        base_model=read_base_model(source.path) or (source.path.resolve().name if is_local else os.fspath(hf_path)),
+        licence=read_licence(source.path),
         release=True,
     )
-    verification = None
-    if verify:
-        verification = run_both(source, Path(mlx_path))
+    result = Checkpoint.open(mlx_path)
+    verification = run_both(source, result) if verify else None
     if upload_repo is not None and (verification is None or verification.passed):
         upload(mlx_path, upload_repo)
     return Conversion(
-        Path(mlx_path),
-        checkpoint.scheme.name,
-        checkpoint.dropped,
+        result,
+        source.weights.scheme.name,
+        source.weights.dropped,
         labels=tuple(names or ()),
         quantization=report,
         verification=verification,
     )
 
 
-def _checked(labels: Sequence[str], checkpoint: Checkpoint) -> list[str]:
-    """The labels, or a ValueError where they are not one for each class of the checkpoint's head."""
-    head = checkpoint.tensors.get("classifier.bias")
+def _check_for_head(labels: Sequence[str], source: Checkpoint) -> None:
+    """Raise a ValueError where the labels are not one for each class of the checkpoint's head."""
+    head = source.weights.tensors.get("classifier.bias")
     if head is None:
-        raise ValueError(f"{checkpoint.path} has no head whose classes could be named: leave the labels out")
+        raise ValueError(f"{source.path} has no head whose classes could be named: leave the labels out")
     if len(labels) != head.shape[0]:
         raise ValueError(
-            f"{len(labels)} labels are given and the head of {checkpoint.path} has {head.shape[0]} classes: give one "
+            f"{len(labels)} labels are given and the head of {source.path} has {head.shape[0]} classes: give one "
             "for each, in their order"
         )
     check_labels(list(labels))
-    return list(labels)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.configuration import read_config
-from ..checkpoints.load import load
+from ..checkpoints.load import load_unread
 from ..checkpoints.schemes import HUGGING_FACE, TIMM
 from ..files.leftovers import WRAPPERS
 from ..files.weight_files import read_tensors
@@ -23,23 +21,35 @@ from ..model.convnextv2 import ConvNextV2ForImageClassification
 Forward = Callable[[np.ndarray], np.ndarray]
 
 
-def reference(checkpoint: Checkpoint) -> tuple[str, Forward]:
-    """Who runs a checkpoint, and a function from pixel values (N, H, W, C) to its logits or pooled features (N, K)."""
-    if checkpoint.is_mlx:
-        return "MLX", run_by_mlx(checkpoint.path)
+def who_runs(checkpoint: Checkpoint) -> str:
+    """Who runs a checkpoint: "MLX", "transformers", "timm" or "plain PyTorch". Nothing is built.
+
+    Raises:
+        ValueError: nothing that is installed does; the message says what to install.
+    """
+    weights = checkpoint.weights
+    if weights.is_mlx:
+        return "MLX"
     if not works("torch"):
         raise ValueError('to verify, the source has to be run by PyTorch: pip install "mlx-convnextv2[torch]"')
-    config = read_config(checkpoint)
-    folder = checkpoint.path
     # transformers and timm find the weights by their own names alone, without what a wrapper puts before them
-    own_names = all(WRAPPERS.sub("", tensor.key) == tensor.key for tensor in checkpoint.tensors.values())
-    from_transformers = checkpoint.scheme is HUGGING_FACE and folder.is_dir() and own_names
+    own_names = all(WRAPPERS.sub("", tensor.key) == tensor.key for tensor in weights.tensors.values())
+    from_transformers = weights.scheme is HUGGING_FACE and checkpoint.path.is_dir() and own_names
     if from_transformers and works("transformers", "ConvNextV2Model"):
-        return "transformers", _transformers(folder)
-    architecture = config.extra.get("architecture")
-    if checkpoint.scheme is TIMM and architecture and works("timm"):
-        return "timm", _timm(checkpoint, config)
-    return "plain PyTorch", _plain_pytorch(checkpoint, config)
+        return "transformers"
+    if weights.scheme is TIMM and checkpoint.config.extra.get("architecture") and works("timm"):
+        return "timm"
+    if checkpoint.config.hidden_act != "gelu":
+        raise ValueError(
+            f'only transformers runs {checkpoint.config.hidden_act}: pip install "mlx-convnextv2[parity]" to verify'
+        )
+    return "plain PyTorch"
+
+
+def forward_of(checkpoint: Checkpoint, name: str) -> Forward:
+    """A function from pixel values (N, H, W, C) to logits or pooled features (N, K), run by whom `who_runs` names."""
+    runners = {"MLX": _mlx, "transformers": _transformers, "timm": _timm, "plain PyTorch": _plain_pytorch}
+    return runners[name](checkpoint)
 
 
 def works(module: str, name: str | None = None) -> bool:
@@ -52,8 +62,8 @@ def works(module: str, name: str | None = None) -> bool:
         return False
 
 
-def run_by_mlx(path: Path) -> Forward:
-    model, _ = load(path)
+def _mlx(checkpoint: Checkpoint) -> Forward:
+    model = load_unread(checkpoint)
 
     def forward(pixel_values: np.ndarray) -> np.ndarray:
         outputs = model(mx.array(pixel_values))
@@ -63,16 +73,16 @@ def run_by_mlx(path: Path) -> Forward:
     return forward
 
 
-def _transformers(folder: Path) -> Forward:
+def _transformers(checkpoint: Checkpoint) -> Forward:
     import torch
     from transformers import ConvNextV2ForImageClassification as Classifier, ConvNextV2Model as Model
     from transformers.utils import logging
 
-    has_classifier = any(name.startswith("convnextv2.") for name in Checkpoint.open(folder).tensors)
+    has_classifier = any(name.startswith("convnextv2.") for name in checkpoint.weights.tensors)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it would report at length what training left, which is known and listed already
     try:
-        model: Any = (Classifier if has_classifier else Model).from_pretrained(folder).float().eval()
+        model: Any = (Classifier if has_classifier else Model).from_pretrained(checkpoint.path).float().eval()
     finally:
         logging.set_verbosity(verbosity)
 
@@ -84,9 +94,11 @@ def _transformers(folder: Path) -> Forward:
     return forward
 
 
-def _timm(checkpoint: Checkpoint, config: ConvNextV2Config) -> Forward:
+def _timm(checkpoint: Checkpoint) -> Forward:
     import timm
     import torch
+
+    config = checkpoint.config
 
     model = timm.create_model(
         config.extra["architecture"], num_classes=config.num_labels, in_chans=config.num_channels, **_timm_args(config)
@@ -111,12 +123,12 @@ def _timm_args(config: ConvNextV2Config) -> dict[str, Any]:
     return {name: value for name, value in model_args.items() if name not in ("num_classes", "in_chans", "global_pool")}
 
 
-def _plain_pytorch(checkpoint: Checkpoint, config: ConvNextV2Config) -> Forward:
+def _plain_pytorch(checkpoint: Checkpoint) -> Forward:
     """ConvNeXt V2 on NCHW tensors, straight from the source's file: nothing is shared with the model under test."""
-    if config.hidden_act != "gelu":
-        raise ValueError(f'only transformers runs {config.hidden_act}: pip install "mlx-convnextv2[parity]" to verify')
     import torch
     import torch.nn.functional as F
+
+    config = checkpoint.config
 
     weights = {
         name.removeprefix("convnextv2."): torch.tensor(array) for name, (_, array) in _raw_tensors(checkpoint).items()
@@ -165,8 +177,8 @@ def _plain_pytorch(checkpoint: Checkpoint, config: ConvNextV2Config) -> Forward:
 
 def _raw_tensors(checkpoint: Checkpoint) -> dict[str, tuple[Any, np.ndarray]]:
     """Each tensor by name, with its array as it stands in the file, in float32."""
-    files = {tensor.file: read_tensors(tensor.file) for tensor in checkpoint.tensors.values()}
+    files = {tensor.file: read_tensors(tensor.file) for tensor in checkpoint.weights.tensors.values()}
     return {
         name: (tensor, np.array(files[tensor.file][tensor.key].astype(mx.float32)))
-        for name, tensor in checkpoint.tensors.items()
+        for name, tensor in checkpoint.weights.tensors.items()
     }

@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..checkpoints.checkpoint import Checkpoint
-from ..checkpoints.configuration import read_config, read_processor
 from ..files.tensors import dtype_name, is_floating
-from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
-from .references import reference, run_by_mlx, works
+from .references import Forward, forward_of, who_runs, works
 
 # The largest difference that is allowed, as a part of the reference's largest magnitude: twenty roundings for the half
 # types. Quantization changes the numbers on purpose, so it has none.
@@ -50,30 +47,28 @@ class Verification:
         return "\n".join(lines)
 
 
-def verify(source: Path, result: Path, images: int = 8) -> Verification:
+def verify(source: Checkpoint, result: Checkpoint, images: int = 8) -> Verification:
     """Run a source checkpoint and its converted form on the same synthetic images.
 
     Args:
-        source: a folder or a weights file.
-        result: the folder that it was converted to, in MLX's layout or PyTorch's. MLX runs the latter, too, where
-            PyTorch is not installed.
+        source: what was converted.
+        result: what became of it, in MLX's layout or PyTorch's. MLX runs the latter, too, where PyTorch is not
+            installed.
         images: how many images; they are drawn from a fixed seed, at the result's size.
 
     Raises:
-        ValueError: the source is in PyTorch's layout, and PyTorch is not installed.
+        ValueError: nothing that is installed runs the source.
     """
-    checkpoint = Checkpoint.open(result)
-    config = read_config(checkpoint)
-    side = read_processor(checkpoint, config).size["shortest_edge"]
-    pixel_values = synthetic_images(images, side, config.num_channels)
-    name, forward = reference(Checkpoint.open(source))
-    expected = np.concatenate([forward(pixel_values[i : i + 1]) for i in range(images)])
-    _, forward = reference(checkpoint) if works("torch") else ("MLX", run_by_mlx(result))
-    ours = np.concatenate([forward(pixel_values[i : i + 1]) for i in range(images)])
-    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values()}
+    side = result.processor.size["shortest_edge"]
+    pixel_values = synthetic_images(images, side, result.config.num_channels)
+    name = who_runs(source)
+    expected = _run(forward_of(source, name), pixel_values)
+    ours = _run(forward_of(result, who_runs(result) if works("torch") else "MLX"), pixel_values)
+    tensors = result.weights.tensors
+    dtypes = {tensor.dtype for tensor in tensors.values()}
     floats = [dtype_name(dtype) for dtype in dtypes if is_floating(dtype)]
     quantized = len(floats) < len(dtypes)
-    has_classes = "classifier.weight" in checkpoint.tensors
+    has_classes = "classifier.weight" in tensors
     with np.errstate(invalid="ignore"):  # infinite outputs have no difference
         difference = np.abs(ours - expected).max() / (np.abs(expected).max() or 1.0)
     return Verification(
@@ -86,11 +81,9 @@ def verify(source: Path, result: Path, images: int = 8) -> Verification:
     )
 
 
-def check_verifiable(checkpoint: Checkpoint, model: object) -> None:
-    """Raise a ValueError if `verify` could not compare a source with what this model will be saved as."""
-    if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
-        raise ValueError("a backbone has no single output to verify: verify the classifier that it comes from")
-    reference(checkpoint)
+def _run(forward: Forward, pixel_values: np.ndarray) -> np.ndarray:
+    """The outputs (N, K) for images (N, H, W, C), one after the other."""
+    return np.concatenate([forward(image[None]) for image in pixel_values])
 
 
 def synthetic_images(count: int, side: int, channels: int) -> np.ndarray:

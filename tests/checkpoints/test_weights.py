@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, load, save
-from mlx_convnextv2.checkpoints.configuration import open_checkpoint
+from mlx_convnextv2.checkpoints.checkpoint import Checkpoint
 from mlx_convnextv2.messages import grouped
 
 # Most checkpoints here are saved without a processor, which the tests of loading look at.
@@ -210,7 +210,7 @@ LEFTOVERS = {
 def test_what_training_leaves_is_dropped_by_name_whatever_its_type(copy, small_model, key):
     rewrite(copy, lambda weights: {**weights, key: LEFTOVERS[key]})
     assert_same_weights(load(copy)[0], small_model)
-    assert open_checkpoint(copy).dropped == (key,)
+    assert Checkpoint.open(copy).weights.dropped == (key,)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -235,7 +235,7 @@ def test_a_name_that_only_looks_like_a_leftover_is_unexpected(copy, key):
 def test_a_wrapper_s_prefix_goes(copy, small_model, prefix):
     rewrite(copy, lambda weights: {prefix + key: array for key, array in weights.items()})
     assert_same_weights(load(copy)[0], small_model)
-    assert open_checkpoint(copy).dropped == ()
+    assert Checkpoint.open(copy).weights.dropped == ()
 
 
 def twice(folder: Path, first: str, second: str, **others: np.ndarray) -> None:
@@ -253,7 +253,7 @@ def twice(folder: Path, first: str, second: str, **others: np.ndarray) -> None:
 def test_of_two_copies_the_averaged_one_is_taken_and_the_other_listed(copy, small_model, averaged, plain):
     twice(copy, averaged, plain)
     assert_same_weights(load(copy)[0], small_model)
-    assert set(open_checkpoint(copy).dropped) == {plain + name for name in parameters(small_model)}
+    assert set(Checkpoint.open(copy).weights.dropped) == {plain + name for name in parameters(small_model)}
 
 
 def test_the_counter_of_averages_tells_which_copy_is_the_average(copy, small_model):

@@ -13,6 +13,7 @@ from conftest import SMALL  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from source_keys import original_key  # noqa: E402
 
+from mlx_convnextv2.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from mlx_convnextv2.conversion.convert import convert  # noqa: E402
 from mlx_convnextv2.conversion.verify import TOLERANCES, verify  # noqa: E402
 
@@ -59,7 +60,7 @@ def test_a_changed_result_fails(source, tmp_path):
     weights, metadata = mx.load(str(tmp_path / "out" / "model.safetensors"), return_metadata=True)
     weights["classifier.bias"] = weights["classifier.bias"] + mx.array([0, 0, 0, 0, 0, 0, 0.01])
     mx.save_safetensors(str(tmp_path / "out" / "model.safetensors"), weights, metadata)
-    assert not verify(path, tmp_path / "out").passed
+    assert not verify(Checkpoint.open(path), Checkpoint.open(tmp_path / "out")).passed
 
 
 @pytest.mark.filterwarnings("ignore:.*images are prepared")
@@ -80,7 +81,7 @@ def test_a_changed_result_for_transformers_fails(source, tmp_path):
     weights = load_file(tmp_path / "out" / "model.safetensors")
     weights["classifier.bias"][6] += 0.01
     save_file(weights, tmp_path / "out" / "model.safetensors", {"format": "pt"})
-    assert not verify(path, tmp_path / "out").passed
+    assert not verify(Checkpoint.open(path), Checkpoint.open(tmp_path / "out")).passed
 
 
 @pytest.mark.filterwarnings("ignore:.*images are prepared")
@@ -91,7 +92,7 @@ def test_a_conversion_of_a_conversion_is_verified_against_mlx(source, tmp_path, 
     assert verification.reference == "MLX"
     assert verification.passed
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert verify(tmp_path / "mlx", tmp_path / "out").passed
+    assert verify(Checkpoint.open(tmp_path / "mlx"), Checkpoint.open(tmp_path / "out")).passed
 
 
 @pytest.mark.filterwarnings("ignore:.*images are prepared")
