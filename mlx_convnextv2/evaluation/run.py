@@ -17,6 +17,7 @@ from ..messages import sentence
 from .evaluation import Evaluation
 from .findings import TOP, Failure
 from .matching import match_folders
+from .metrics import best_classes, label_ranks
 from .splits import find_images
 
 # Called after each image with how many are done, how many there are, and how many answers are right.
@@ -92,11 +93,11 @@ def _gather(
             else:
                 target = targets[index]
                 probabilities = softmax(logits)
-                order = np.argsort(-probabilities, kind="stable")
-                answers[index], scores[index] = order[:top], probabilities[order[:top]]
+                answers[index] = best_classes(probabilities, top)
+                scores[index] = probabilities[answers[index]]
                 target_scores[index] = probabilities[target]
                 losses[index] = _cross_entropy(logits, target)
-                ranks[index] = np.flatnonzero(order == target)[0]
+                ranks[index] = label_ranks(probabilities[None], targets[index : index + 1])[0]
                 answered[index] = True
                 right += ranks[index] == 0
             if watch is not None:

@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from mlx_convnextv2.evaluation.metrics import (
     ClassMetrics,
+    best_classes,
     calibration,
     confusion_matrix,
     interval,
@@ -46,6 +47,13 @@ def test_a_rank_is_the_place_in_the_order_that_classify_prints_ties_too(seed):
     labels = random.integers(0, 6, 20)
     order = np.argsort(-scores, axis=1, kind="stable")
     assert label_ranks(scores, labels).tolist() == [row.tolist().index(k) for row, k in zip(order, labels, strict=True)]
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10**6), st.integers(1, 6))
+def test_the_best_classes_are_the_first_in_that_order(seed, k):
+    scores = np.random.default_rng(seed).integers(0, 4, 6).astype(np.float32)
+    assert best_classes(scores, k).tolist() == np.argsort(-scores, kind="stable")[:k].tolist()
 
 
 def test_constant_scores_are_no_hits_for_every_class():
