@@ -93,22 +93,20 @@ def classify(args: argparse.Namespace) -> int:
 
     start = time.perf_counter()
     write = _WRITERS[args.format]()
-    progress = terminal.Progress(len(images))
     done = failed = 0
-    for result in classifier.stream(images, args.top_k):
-        progress.clear()
-        if isinstance(result.error, IsADirectoryError):
-            result.error = ValueError(f"no images in the folder {result.image}")
-        if result.error is not None:
-            failed += 1
-            terminal.say(f"classify: {sentence(result.error)}")
-        else:
-            done += 1
-        text = write(result)
-        if text:
-            sys.stdout.write(text)
+    with terminal.progress(len(images)) as bar:
+        for result in classifier.stream(images, args.top_k):
+            bar.clear()  # a result may go to the same terminal
+            if isinstance(result.error, IsADirectoryError):
+                result.error = ValueError(f"no images in the folder {result.image}")
+            if result.error is not None:
+                failed += 1
+                terminal.say(f"classify: {sentence(result.error)}")
+            else:
+                done += 1
+            sys.stdout.write(write(result))
             sys.stdout.flush()
-        progress.show(done + failed)
+            bar.update()
     if args.verbose:
         seconds = time.perf_counter() - start
         terminal.say(f"classify: {done + failed} images in {seconds:.2f} s, {(done + failed) / seconds:.1f} a second")

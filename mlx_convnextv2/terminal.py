@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import threading
-import time
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._version import __version__
 from .messages import printable, sentence
@@ -123,22 +123,26 @@ def check_quantization(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error("--q-bits, --q-group-size and --q-mode go with -q")
 
 
-class Progress:
-    """A line on standard error that counts images, where that is a terminal and there is more than one image."""
-
-    def __init__(self, total: int):
-        self._total = total
-        self._visible = sys.stderr.isatty() and total > 1
-        self._start = time.monotonic()
-
-    def show(self, done: int) -> None:
-        if self._visible and done < self._total:
-            rate = done / max(time.monotonic() - self._start, 1e-9)
-            print(f"\r\033[K{done} of {self._total} images, {rate:.1f} a second", end="", file=sys.stderr, flush=True)
+class _NoBar:
+    """A bar that nobody would see."""
 
     def clear(self) -> None:
-        if self._visible:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        pass
+
+    def update(self) -> None:
+        pass
+
+
+@contextmanager
+def progress(images: int) -> Iterator[Any]:
+    """tqdm's bar on standard error, where that is a terminal and there is more than one image."""
+    if images < 2 or not sys.stderr.isatty():
+        yield _NoBar()
+        return
+    from tqdm import tqdm  # comes with huggingface_hub
+
+    with tqdm(total=images, unit=" images", leave=False, dynamic_ncols=True) as bar:
+        yield bar
 
 
 DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"
