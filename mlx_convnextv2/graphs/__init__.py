@@ -1,4 +1,4 @@
-"""A model as one file for an app."""
+"""A model as a file that others run: MLX's graph, Core ML's program."""
 
 from ..runtime import mlx_blas
 

@@ -1,0 +1,130 @@
+"""The architecture as a walk over its operations, for the formats in which others run it.
+
+The walk knows the model and no format; an `Operations` knows a format and no model. Weights are float32 in numpy, in
+PyTorch's layout, each made when its turn comes, so that no second copy of a model is held.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..model import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
+from ..ops.folds import bias_behind
+
+GRN_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """weight (out, in / groups, kernel height, kernel width), bias (out,); stride and padding by height and width."""
+
+    name: str
+    weight: np.ndarray
+    bias: np.ndarray
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True)
+class Linear:
+    """weight (out, in), bias (out,)."""
+
+    name: str
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm over the channels: weight and bias (C,)."""
+
+    name: str
+    weight: np.ndarray
+    bias: np.ndarray
+    eps: float
+
+
+Value = TypeVar("Value")
+
+
+class Operations(Protocol[Value]):
+    """What a format has to offer. A Value is a feature map in the format's own layout, or a vector an image."""
+
+    def convolution(self, x: Value, layer: Convolution) -> Value: ...
+
+    def linear(self, x: Value, layer: Linear) -> Value:
+        """Of each position's channels."""
+
+    def layer_norm(self, x: Value, layer: Norm) -> Value: ...
+
+    def activation(self, x: Value, name: str, hidden_act: str) -> Value:
+        """A key of `ACT2FN`."""
+
+    def response_norm(self, x: Value, name: str, weight: np.ndarray, hidden_act: str) -> Value:
+        """GRN without its bias, x * (1 + weight * norms), of what this activation returned; weight (D,)."""
+
+    def add(self, x: Value, y: Value, name: str) -> Value: ...
+
+    def pool(self, x: Value, name: str) -> Value:
+        """The mean over the positions."""
+
+
+def pooled_output(
+    model: ConvNextV2ForImageClassification | ConvNextV2Model, operations: Operations[Value], pixel_values: Value
+) -> Value:
+    """From normalised pixel values to the pooled output, (N, hidden_size)."""
+    body, _ = body_and_classifier(model, pooled=True)
+    hidden_act = body.config.hidden_act
+    x = operations.convolution(pixel_values, _convolution("stem.convolution", body.embeddings.patch_embeddings))
+    x = operations.layer_norm(x, _norm("stem.layernorm", body.embeddings.layernorm))
+    for i, stage in enumerate(body.encoder.stages):
+        if stage.downsampling_layer:
+            norm, convolution = stage.downsampling_layer
+            x = operations.layer_norm(x, _norm(f"stage{i + 1}.downsampling.layernorm", norm))
+            x = operations.convolution(x, _convolution(f"stage{i + 1}.downsampling.convolution", convolution))
+        for j, block in enumerate(stage.layers):
+            name = f"stage{i + 1}.block{j + 1}"
+            h = operations.convolution(x, _convolution(f"{name}.dwconv", block.dwconv))
+            h = operations.layer_norm(h, _norm(f"{name}.layernorm", block.layernorm))
+            h = operations.linear(h, _linear(f"{name}.pwconv1", block.pwconv1))
+            h = operations.activation(h, f"{name}.act", hidden_act)
+            h = operations.response_norm(h, f"{name}.grn", _numpy(block.grn.weight).reshape(-1), hidden_act)
+            h = operations.linear(h, _linear(f"{name}.pwconv2", block.pwconv2, _numpy(block.grn.bias).reshape(-1)))
+            x = operations.add(x, h, f"{name}.residual")
+    return operations.layer_norm(operations.pool(x, "pool"), _norm("layernorm", body.layernorm))
+
+
+def classifier(model: ConvNextV2ForImageClassification) -> Linear:
+    """The layer from the pooled output to logits."""
+    return _linear("classifier", model.classifier)
+
+
+def _convolution(name: str, layer: Any) -> Convolution:
+    weight = _numpy(layer.weight).transpose(0, 3, 1, 2)  # (out, kH, kW, in / groups) -> (out, in / groups, kH, kW)
+    stride, padding = tuple(layer.stride), tuple(layer.padding)
+    return Convolution(name, np.ascontiguousarray(weight), _numpy(layer.bias), stride, padding, layer.groups)
+
+
+def _linear(name: str, layer: Any, before: np.ndarray | None = None) -> Linear:
+    """With `before`, a constant that would be added to the input, as a part of the bias."""
+    if isinstance(layer, nn.QuantizedLinear):
+        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
+        weight = _numpy(mx.dequantize(layer.weight, layer.scales, layer.biases, **how))
+    else:
+        weight = _numpy(layer.weight)
+    bias = _numpy(layer.bias)
+    return Linear(name, weight, bias if before is None else bias_behind(weight, bias, before))
+
+
+def _norm(name: str, layer: Any) -> Norm:
+    return Norm(name, _numpy(layer.weight), _numpy(layer.bias), layer.eps)
+
+
+def _numpy(array: mx.array) -> np.ndarray:
+    return np.array(array.astype(mx.float32))

@@ -1,0 +1,97 @@
+"""Weights in fewer bits, in the two ways in which Core ML stores them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+_ROUNDS = 40  # of k-means, which by then moves values less than their rounding
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Each weight one of a few values: their indices, `bits` each, packed into bytes from the lowest bit on.
+
+    packed uint8, values (2**bits,) float32, shape the weight's.
+    """
+
+    packed: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Each weight an int8 times its output channel's scale: integers of the weight's shape, scale (out,) float32."""
+
+    integers: np.ndarray
+    scale: np.ndarray
+
+
+Compressed: TypeAlias = Palette | Integers
+Compression: TypeAlias = Callable[[np.ndarray], Compressed]
+
+
+def compression(bits: int, mode: str | None = None) -> Compression:
+    """How to store weights: "affine", the default of 8 bits, or "palette", that of 6 and 4.
+
+    Raises:
+        ValueError: Core ML has no such way.
+    """
+    mode = mode or ("affine" if bits == 8 else "palette")
+    offered = {"affine": (8,), "palette": (8, 6, 4)}
+    if mode not in offered:
+        raise ValueError(f"Core ML's quantization modes are {' and '.join(offered)}, not {mode!r}")
+    if bits not in offered[mode]:
+        raise ValueError(f"Core ML takes bits of {', '.join(map(str, offered[mode]))} in mode {mode}, not {bits}")
+    return quantize if mode == "affine" else lambda weight: palettize(weight, bits)
+
+
+def quantize(weight: np.ndarray) -> Integers:
+    """The nearest integers from -127 to 127, with one scale for each output channel. weight (out, ...)."""
+    largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
+    scale = np.maximum(largest, np.float32(2.0**-17)) / 127  # whose float16 is above 0
+    scale = scale.astype(np.float16).astype(np.float32)  # the rounding is the integers' to make up for
+    column = scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    return Integers(np.clip(np.rint(weight / column), -127, 127).astype(np.int8), scale)
+
+
+def palettize(weight: np.ndarray, bits: int) -> Palette:
+    """The nearest of 2**bits values, which k-means chooses for the whole weight (Lloyd 1982)."""
+    flat = weight.reshape(-1)
+    # As float16, weights of any number have at most 65536 values: the work is theirs, not the weights'.
+    values, counts = np.unique(flat.astype(np.float16), return_counts=True)
+    values, counts = values.astype(np.float64), counts.astype(np.float64)
+    if len(values) <= 2**bits:
+        centres = np.pad(values, (0, 2**bits - len(values)), mode="edge")
+    else:
+        centres = _means(values, counts, 2**bits)
+    centres = centres.astype(np.float16).astype(np.float32)
+    indices = np.searchsorted((centres[1:] + centres[:-1]) / 2, flat).astype(np.uint8)
+    return Palette(pack(indices, bits), centres, weight.shape)
+
+
+def _means(values: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
+    """k-means of one dimension: distinct values in order and how often each occurs -> `number` centres in order."""
+    # It begins where many centres end, at a density that is the values' to the power 1/3 (Panter and Dite 1951).
+    share = np.cumsum(np.cbrt(counts * np.gradient(values) ** 2))
+    centres = np.interp((np.arange(number) + 0.5) / number, share / share[-1], values)
+    count_below = np.concatenate([[0], np.cumsum(counts)])
+    sum_below = np.concatenate([[0], np.cumsum(counts * values)])
+    for _ in range(_ROUNDS):
+        edges = np.searchsorted(values, (centres[1:] + centres[:-1]) / 2)
+        first, last = np.concatenate([[0], edges]), np.concatenate([edges, [len(values)]])
+        count = count_below[last] - count_below[first]
+        centres = np.where(count > 0, (sum_below[last] - sum_below[first]) / np.maximum(count, 1), centres)
+    return np.sort(centres)
+
+
+def pack(indices: np.ndarray, bits: int) -> np.ndarray:
+    """uint8 indices (n,) below 2**bits -> uint8 (ceil(n * bits / 8),), the first index in the lowest bits."""
+    if bits == 8:
+        return indices
+    each = np.unpackbits(indices[:, None], axis=1, count=bits, bitorder="little")  # (n, bits)
+    return np.packbits(each.reshape(-1), bitorder="little")

@@ -1,0 +1,264 @@
+"""A model as a Core ML program, straight from its MLX weights: an image in, a label and probabilities out.
+
+The way of the data through the program: an image's pixels -> rescaled and normalised -> the model -> softmax. What
+comes before, resizing and cropping, is the app's or Vision's, and the program's description says how.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..config import as_pair
+from ..folders import Kind, check_target, new_folder
+from ..image_processor import ConvNextImageProcessor
+from ..labels import class_labels
+from ..messages import short
+from ..model import ConvNextV2ForImageClassification
+from .architecture import classifier, pooled_output
+from .compression import Compression, compression
+
+SUFFIX = ".mlpackage"
+SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
+PROGRAM = Kind("a Core ML program", (("Manifest.json",), (SPECIFICATION,)))
+DTYPES = ("float16", "float32")
+MAX_BATCH = 4096
+_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+@dataclass(frozen=True)
+class CoreMLProgram:
+    """What was written: size in bytes, the type that is computed in, how weights are stored, and the system needed."""
+
+    path: Path
+    bytes: int
+    dtype: str
+    batches: tuple[int, ...]
+    input: str
+    outputs: tuple[str, ...]
+    systems: str
+
+    def __str__(self) -> str:
+        return f"{self.bytes / 1e6:,.1f} MB, {self.dtype}, {self.input} to {' and '.join(self.outputs)}, {self.systems}"
+
+
+def export_coreml(
+    model: ConvNextV2ForImageClassification,
+    processor: ConvNextImageProcessor,
+    path: str | os.PathLike[str],
+    *,
+    batches: Sequence[int] = (1,),
+    features: bool = False,
+    dtype: str = "float16",
+    q_bits: int | None = None,
+    q_mode: str | None = None,
+    name: str = "the model",
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> CoreMLProgram:
+    """Write a .mlpackage, which appears whole or not at all: drop it into Xcode, or give it to `VNCoreMLRequest`.
+
+    For one image at a time the program is a classifier: it takes an image and returns the label and each label's
+    probability. For others it takes pixels, 0 to 255, as a MultiArray (N, C, H, W), and returns probabilities
+    (N, num_labels).
+
+    Args:
+        model: with a classification head, quantized or not, which is not changed.
+        processor: its image processor; what it does to pixels becomes part of the program.
+        path: the folder, whose name ends in .mlpackage; it must not exist.
+        batches: the numbers of images that the program takes at once.
+        features: return the pooled embedding (N, hidden_size), too.
+        dtype: what is computed in: "float16", or "float32", which keeps the program from the Neural Engine.
+        q_bits: store the linear layers' weights in 8, 6 or 4 bits.
+        q_mode: "affine", integers with a scale for each output channel, for 8 bits; "palette", a table of 2**q_bits
+            values for each layer, for all. None takes affine for 8 bits and palette for fewer.
+        name: of the model, for the description.
+        licence: of the weights, which goes into the description.
+        overwrite: replace a program that is there.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ImportError: coremltools is not installed.
+        OSError: it cannot be written, for lack of space say.
+        ValueError: the model has no head, an argument makes no sense, or weights do not fit into `dtype`.
+    """
+    batches = _check(model, processor, batches, dtype, name)
+    compress = None if q_bits is None and q_mode is None else compression(8 if q_bits is None else q_bits, q_mode)
+    path = Path(path).expanduser()
+    if path.suffix != SUFFIX:
+        raise ValueError(f"Core ML wants a folder whose name ends in {SUFFIX}: call it {path.name or 'Name'}{SUFFIX}")
+    check_target(path, overwrite, PROGRAM)
+    ct = coremltools()
+    from . import coreml_program
+
+    shape = input_shape(model, processor)
+    takes = _input(ct, batches, model.config.num_channels, shape)
+    options: dict[str, Any] = {"features": features, "dtype": dtype, "compress": compress}
+    program = coreml_program.classifying_program(model, processor, takes.name, batches, shape, **options)
+    labels = _distinct(class_labels(model.config))
+    config = ct.ClassifierConfig(labels, predicted_probabilities_output="probabilities") if batches == [1] else None
+    with new_folder(path, overwrite, PROGRAM) as folder:
+        package = folder / f"program{SUFFIX}"
+        spec = _write(ct, program, package, takes, config)
+        _describe(spec, processor, shape, name, licence, "" if config else json.dumps(labels, ensure_ascii=False))
+        for child in package.iterdir():
+            child.rename(folder / child.name)
+        package.rmdir()
+        (folder / SPECIFICATION).write_bytes(spec.SerializeToString())
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return CoreMLProgram(
+        path,
+        size,
+        dtype,
+        tuple(batches),
+        takes.name,
+        tuple(output.name for output in spec.description.output),
+        "macOS 14, iOS 17 or later",
+    )
+
+
+def write_logits_program(
+    model: ConvNextV2ForImageClassification, file: str | os.PathLike[str], shape: Sequence[int], dtype: str
+) -> None:
+    """Write a .mlpackage from `pixel_values`, normalised and of this shape (N, C, H, W), to `logits`.
+
+    It is what a benchmark compares: the model alone, without images and labels.
+    """
+    ct = coremltools()
+    from . import coreml_program
+
+    program = coreml_program.logits_program(model, shape, dtype)
+    _write(ct, program, Path(file), ct.TensorType("pixel_values", shape=tuple(shape)), None)
+
+
+def coremltools() -> Any:
+    """The package, without what it says of others that it knows."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+    try:
+        import coremltools as ct
+    except ImportError:
+        raise ImportError('Core ML programs are written by coremltools: pip install "mlx-convnextv2[coreml]"') from None
+    return ct
+
+
+def input_shape(model: ConvNextV2ForImageClassification, processor: ConvNextImageProcessor) -> tuple[int, int]:
+    """Height and width of the images that the model is given."""
+    if processor.do_resize:
+        return processor.size["shortest_edge"], processor.size["shortest_edge"]
+    return as_pair(model.config.image_size)
+
+
+def _check(
+    model: ConvNextV2ForImageClassification,
+    processor: ConvNextImageProcessor,
+    batches: Sequence[int],
+    dtype: str,
+    name: str,
+) -> list[int]:
+    """The batches in order, each once; raises a ValueError where no program could be written."""
+    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+        raise ValueError(f"{name} has no classification head, so that a program could not name what an image shows")
+    channels = len(processor.image_mean)
+    if channels != model.config.num_channels:
+        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
+    if dtype not in DTYPES:
+        raise ValueError(f"Core ML computes in {' or '.join(DTYPES)}, not in {short(dtype)}")
+    if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
+        raise ValueError(f"batches must be whole numbers of at least 1 and at most {MAX_BATCH}, not {list(batches)!r}")
+    return sorted(set(batches))
+
+
+def _input(ct: Any, batches: Sequence[int], channels: int, shape: tuple[int, int]) -> Any:
+    """An image; for other batches than one image, which Core ML does not know, numbers."""
+    if list(batches) == [1]:
+        layout = ct.colorlayout.RGB if channels == 3 else ct.colorlayout.GRAYSCALE
+        return ct.ImageType("image", shape=(1, channels, *shape), color_layout=layout)
+    shapes = [(batch, channels, *shape) for batch in batches]
+    return ct.TensorType("pixels", shape=shapes[0] if len(shapes) == 1 else ct.EnumeratedShapes(shapes))
+
+
+def _write(ct: Any, program: Any, package: Path, takes: Any, classifier_config: Any) -> Any:
+    """Write the package, and return its specification."""
+    from .coreml_program import TARGET
+
+    with redirect_stderr(io.StringIO()):  # progress bars of the smallest steps
+        written = ct.convert(
+            program,
+            source="milinternal",
+            convert_to="mlprogram",
+            inputs=[takes],
+            classifier_config=classifier_config,
+            compute_precision=ct.precision.FLOAT32,  # the types are chosen already
+            pass_pipeline=ct.PassPipeline.EMPTY,  # and so are the operations
+            minimum_deployment_target=TARGET,
+            skip_model_load=True,
+            package_dir=str(package),
+        )
+    return written.get_spec()
+
+
+def _describe(
+    spec: Any, processor: ConvNextImageProcessor, shape: tuple[int, int], name: str, licence: str | None, labels: str
+) -> None:
+    """Fill in what Xcode shows: the description, the licence, and how an image is to be prepared.
+
+    `labels` are those of the probabilities where the program itself does not name them.
+    """
+    metadata = spec.description.metadata
+    metadata.shortDescription = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
+    metadata.author = "The model: Woo, Debnath, Hu, Chen, Liu, Kweon and Xie. The program: mlx_convnextv2"
+    metadata.license = licence or (
+        "None is stated. For the published ConvNeXt V2 weights the authors' repository says CC BY-NC 4.0 (no "
+        "commercial use), the Hub's cards say Apache-2.0."
+    )
+    metadata.versionString = __version__
+    advice, option = _advice(processor, shape)
+    metadata.userDefined["imageCropAndScaleOption"] = option
+    metadata.userDefined["preprocessing"] = json.dumps(processor.to_dict())
+    if labels:
+        metadata.userDefined["labels"] = labels
+    else:
+        metadata.userDefined["com.apple.coreml.model.preview.type"] = "imageClassifier"
+    described = {
+        "image": advice,
+        "pixels": f"Pixels of 0 to 255, (images, channels, {shape[0]}, {shape[1]}). {advice}",
+        "classLabel": "The likeliest label.",
+        "classLabel_probs": "The probability of each label.",
+        "probabilities": "The probability of each of the metadata's labels.",
+        "embedding": "The pooled features, for search or for a classifier of your own.",
+    }
+    for feature in [*spec.description.input, *spec.description.output]:
+        feature.shortDescription = described[feature.name]
+
+
+def _advice(processor: ConvNextImageProcessor, shape: tuple[int, int]) -> tuple[str, str]:
+    """How an image becomes the program's input, in words, and Vision's option that is that or comes closest."""
+    height, width = shape
+    if not processor.do_resize:
+        return f"{width} x {height} pixels, cut out as the model was trained.", "centerCrop"
+    filter_name = _PILLOW_FILTERS[processor.resample]
+    if squeezed := processor.resizes_to_square():
+        cut = "" if squeezed == width else f", of which the middle {width} x {height}"
+        return f"The image squeezed to {squeezed} x {squeezed} ({filter_name}){cut}; Vision: scaleFill.", "scaleFill"
+    return (
+        f"The image with its short side resized to {processor.short_side()} ({filter_name}), and of that the middle "
+        f"{width} x {height}. Vision's centerCrop is close: it resizes the short side to {width}.",
+        "centerCrop",
+    )
+
+
+def _distinct(labels: Sequence[str]) -> list[str]:
+    """Labels as keys: ones that occur more than once, as two of ImageNet's do, with their class's number."""
+    counts = Counter(labels)
+    return [label if counts[label] == 1 else f"{label} ({index})" for index, label in enumerate(labels)]
