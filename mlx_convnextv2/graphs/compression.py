@@ -61,17 +61,20 @@ def quantize(weight: np.ndarray) -> Integers:
 
 def palettize(weight: np.ndarray, bits: int) -> Palette:
     """The nearest of 2**bits values, which k-means chooses for the whole weight (Lloyd 1982)."""
-    flat = weight.reshape(-1)
     # As float16, weights of any number have at most 65536 values: the work is theirs, not the weights'.
-    values, counts = np.unique(flat.astype(np.float16), return_counts=True)
-    values, counts = values.astype(np.float64), counts.astype(np.float64)
-    if len(values) <= 2**bits:
-        centres = np.pad(values, (0, 2**bits - len(values)), mode="edge")
-    else:
-        centres = _means(values, counts, 2**bits)
+    with np.errstate(over="ignore"):
+        halves = weight.astype(np.float16).reshape(-1).view(np.uint16)
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    counts = np.bincount(halves, minlength=2**16)
+    present = np.flatnonzero(counts)
+    present = present[np.argsort(every[present], kind="stable")]
+    values, counts = every[present].astype(np.float64), counts[present].astype(np.float64)
+    few = len(values) <= 2**bits
+    centres = np.pad(values, (0, 2**bits - len(values)), mode="edge") if few else _means(values, counts, 2**bits)
     centres = centres.astype(np.float16).astype(np.float32)
-    indices = np.searchsorted((centres[1:] + centres[:-1]) / 2, flat).astype(np.uint8)
-    return Palette(pack(indices, bits), centres, weight.shape)
+    index_of = np.zeros(2**16, np.uint8)
+    index_of[present] = np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
+    return Palette(pack(index_of[halves], bits), centres, weight.shape)
 
 
 def _means(values: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
