@@ -106,20 +106,21 @@ def positive_ints(text: str) -> list[int]:
     return [positive_int(part.strip()) for part in text.split(",")]
 
 
-def add_quantization(parser: argparse.ArgumentParser) -> None:
-    """The options -q, --q-bits, --q-group-size and --q-mode, with mlx-lm's names."""
+def add_quantization(parser: argparse.ArgumentParser, *further_modes: str) -> None:
+    """The options -q, --q-bits, --q-group-size and --q-mode, with mlx-lm's names; MLX's modes and further ones."""
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize the linear layers")
     parser.add_argument("--q-bits", type=int, metavar="B", help="bits of a weight (default: the mode's, 4 for affine)")
     parser.add_argument(
         "--q-group-size", type=int, metavar="G", help="weights that share a scale (default: the mode's)"
     )
-    parser.add_argument("--q-mode", choices=("affine", "mxfp4", "mxfp8", "nvfp4"), default="affine", help="MLX's mode")
+    modes = ("affine", "mxfp4", "mxfp8", "nvfp4", *further_modes)
+    parser.add_argument("--q-mode", choices=modes, default="affine", help="MLX's mode")
 
 
 def check_quantization(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a usage error where the details of a quantization are given and the quantization is not."""
     sizes_given = args.q_bits is not None or args.q_group_size is not None
-    if not args.quantize and (sizes_given or args.q_mode != "affine"):
+    if not args.quantize and (sizes_given or args.q_mode not in (None, "affine")):
         parser.error("--q-bits, --q-group-size and --q-mode go with -q")
 
 

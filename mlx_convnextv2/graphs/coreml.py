@@ -17,24 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .. import __version__
-from ..config import as_pair
-from ..folders import Kind, check_target, new_folder
-from ..image_processor import ConvNextImageProcessor
-from ..labels import class_labels
+from .._version import __version__
+from ..files.atomic_folder import Kind, check_target, new_folder
+from ..images.processor import ImageProcessor
 from ..messages import short
-from ..model import ConvNextV2ForImageClassification
-from .architecture import classifier, pooled_output
+from ..model.convnextv2 import ConvNextV2ForImageClassification
+from ..model.labels import class_labels
 from .compression import Compression, compression
+from .description import PILLOW_FILTERS, input_shape
 
 SUFFIX = ".mlpackage"
 SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
 PROGRAM = Kind("a Core ML program", (("Manifest.json",), (SPECIFICATION,)))
 DTYPES = ("float16", "float32")
 MAX_BATCH = 4096
-_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class CoreMLProgram:
 
 def export_coreml(
     model: ConvNextV2ForImageClassification,
-    processor: ConvNextImageProcessor,
+    processor: ImageProcessor,
     path: str | os.PathLike[str],
     *,
     batches: Sequence[int] = (1,),
@@ -93,17 +89,18 @@ def export_coreml(
         OSError: it cannot be written, for lack of space say.
         ValueError: the model has no head, an argument makes no sense, or weights do not fit into `dtype`.
     """
-    batches = _check(model, processor, batches, dtype, name)
-    compress = None if q_bits is None and q_mode is None else compression(8 if q_bits is None else q_bits, q_mode)
     path = Path(path).expanduser()
-    if path.suffix != SUFFIX:
-        raise ValueError(f"Core ML wants a folder whose name ends in {SUFFIX}: call it {path.name or 'Name'}{SUFFIX}")
-    check_target(path, overwrite, PROGRAM)
+    compress = check_program(path, batches=batches, dtype=dtype, q_bits=q_bits, q_mode=q_mode, overwrite=overwrite)
+    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+        raise ValueError(f"{name} has no classification head, so that a program could not name what an image shows")
+    channels = len(processor.image_mean)
+    if channels != model.config.num_channels:
+        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
     ct = coremltools()
     from . import coreml_program
 
-    shape = input_shape(model, processor)
-    takes = _input(ct, batches, model.config.num_channels, shape)
+    batches, shape = sorted(set(batches)), input_shape(model, processor)
+    takes = _input(ct, batches, channels, shape)
     options: dict[str, Any] = {"features": features, "dtype": dtype, "compress": compress}
     program = coreml_program.classifying_program(model, processor, takes.name, batches, shape, **options)
     labels = _distinct(class_labels(model.config))
@@ -128,6 +125,28 @@ def export_coreml(
     )
 
 
+def check_program(
+    path: Path,
+    *,
+    batches: Sequence[int] = (1,),
+    dtype: str = "float16",
+    q_bits: int | None = None,
+    q_mode: str | None = None,
+    overwrite: bool = False,
+) -> Compression | None:
+    """How weights are to be stored; raises where `export_coreml` would, as far as no model is needed to tell."""
+    if dtype not in DTYPES:
+        raise ValueError(f"Core ML computes in {' or '.join(DTYPES)}, not in {short(dtype)}")
+    if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
+        raise ValueError(f"batches must be whole numbers of at least 1 and at most {MAX_BATCH}, not {list(batches)!r}")
+    compress = None if q_bits is None and q_mode is None else compression(8 if q_bits is None else q_bits, q_mode)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"Core ML wants a folder whose name ends in {SUFFIX}: call it {path.name}{SUFFIX}")
+    check_target(path, overwrite, PROGRAM)
+    coremltools()
+    return compress
+
+
 def write_logits_program(
     model: ConvNextV2ForImageClassification, file: str | os.PathLike[str], shape: Sequence[int], dtype: str
 ) -> None:
@@ -150,33 +169,6 @@ def coremltools() -> Any:
     except ImportError:
         raise ImportError('Core ML programs are written by coremltools: pip install "mlx-convnextv2[coreml]"') from None
     return ct
-
-
-def input_shape(model: ConvNextV2ForImageClassification, processor: ConvNextImageProcessor) -> tuple[int, int]:
-    """Height and width of the images that the model is given."""
-    if processor.do_resize:
-        return processor.size["shortest_edge"], processor.size["shortest_edge"]
-    return as_pair(model.config.image_size)
-
-
-def _check(
-    model: ConvNextV2ForImageClassification,
-    processor: ConvNextImageProcessor,
-    batches: Sequence[int],
-    dtype: str,
-    name: str,
-) -> list[int]:
-    """The batches in order, each once; raises a ValueError where no program could be written."""
-    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
-        raise ValueError(f"{name} has no classification head, so that a program could not name what an image shows")
-    channels = len(processor.image_mean)
-    if channels != model.config.num_channels:
-        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
-    if dtype not in DTYPES:
-        raise ValueError(f"Core ML computes in {' or '.join(DTYPES)}, not in {short(dtype)}")
-    if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
-        raise ValueError(f"batches must be whole numbers of at least 1 and at most {MAX_BATCH}, not {list(batches)!r}")
-    return sorted(set(batches))
 
 
 def _input(ct: Any, batches: Sequence[int], channels: int, shape: tuple[int, int]) -> Any:
@@ -209,7 +201,7 @@ def _write(ct: Any, program: Any, package: Path, takes: Any, classifier_config: 
 
 
 def _describe(
-    spec: Any, processor: ConvNextImageProcessor, shape: tuple[int, int], name: str, licence: str | None, labels: str
+    spec: Any, processor: ImageProcessor, shape: tuple[int, int], name: str, licence: str | None, labels: str
 ) -> None:
     """Fill in what Xcode shows: the description, the licence, and how an image is to be prepared.
 
@@ -242,12 +234,12 @@ def _describe(
         feature.shortDescription = described[feature.name]
 
 
-def _advice(processor: ConvNextImageProcessor, shape: tuple[int, int]) -> tuple[str, str]:
+def _advice(processor: ImageProcessor, shape: tuple[int, int]) -> tuple[str, str]:
     """How an image becomes the program's input, in words, and Vision's option that is that or comes closest."""
     height, width = shape
     if not processor.do_resize:
         return f"{width} x {height} pixels, cut out as the model was trained.", "centerCrop"
-    filter_name = _PILLOW_FILTERS[processor.resample]
+    filter_name = PILLOW_FILTERS[processor.resample]
     if squeezed := processor.resizes_to_square():
         cut = "" if squeezed == width else f", of which the middle {width} x {height}"
         return f"The image squeezed to {squeezed} x {squeezed} ({filter_name}){cut}; Vision: scaleFill.", "scaleFill"

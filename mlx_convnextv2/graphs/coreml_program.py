@@ -16,21 +16,29 @@ import numpy as np
 from coremltools.converters.mil import Builder as mb  # noqa: N813 - its name in all of Core ML's documentation
 from coremltools.converters.mil.mil import Function, Program, get_new_symbol, types
 
-from ..image_processor import ConvNextImageProcessor
-from ..model import ConvNextV2ForImageClassification
-from .architecture import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
+from ..images.processor import ImageProcessor
+from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .compression import Compression, Palette
+from .walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
 
 TARGET = ct.target.iOS17  # and macOS 14, of the same year
 
 # What no activation returns the negative of: this or a channel's maximum bounds its magnitude.
-_LOWEST = {"gelu": 0.25, "gelu_new": 0.25, "gelu_pytorch_tanh": 0.25, "relu": 0.25, "silu": 0.5, "swish": 0.5, "selu": 2}
+_LOWEST = {
+    "gelu": 0.25,
+    "gelu_new": 0.25,
+    "gelu_pytorch_tanh": 0.25,
+    "relu": 0.25,
+    "silu": 0.5,
+    "swish": 0.5,
+    "selu": 2,
+}
 _SELU_SCALE, _SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
 
 
 def classifying_program(
     model: ConvNextV2ForImageClassification,
-    processor: ConvNextImageProcessor,
+    processor: ImageProcessor,
     name: str,
     batches: Sequence[int],
     shape: tuple[int, int],
@@ -79,7 +87,7 @@ def _program(name: str, shape: tuple[Any, ...], body: Callable[[Any], list[Any]]
 
 
 class MILOperations:
-    """`architecture.Operations` of MIL variables, added to the function that is being built.
+    """`walk.Operations` of MIL variables, added to the function that is being built.
 
     Args:
         dtype: "float16" or "float32".
@@ -165,7 +173,7 @@ class MILOperations:
         """To the type that is computed in."""
         return mb.cast(x=x, dtype="fp16") if self._dtype is np.float16 else x
 
-    def normalized(self, pixels: Any, processor: ConvNextImageProcessor) -> Any:
+    def normalized(self, pixels: Any, processor: ImageProcessor) -> Any:
         """Pixels of 0 to 255 (N, C, H, W), rescaled and normalised as the processor does it."""
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         mean = np.array(processor.image_mean if processor.do_normalize else [0.0])

@@ -20,10 +20,11 @@ from ..model.labels import class_labels
 
 GRAPH_FILE, DESCRIPTION_FILE, README_FILE = "model.mlxfn", "model.json", "README.md"
 FORMAT_VERSION = 1
-_PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def input_shape(model: ConvNextV2ForImageClassification, processor: ImageProcessor) -> tuple[int, int]:
+    """Height and width of the images that the model is given."""
     if processor.do_resize:
         return processor.size["shortest_edge"], processor.size["shortest_edge"]
     return as_pair(model.config.image_size)
@@ -79,7 +80,7 @@ def _preprocessing(processor: ImageProcessor, shape: tuple[int, int, int]) -> di
     if not processor.do_resize:
         return {"resize": None, "crop": None}
     side = shape[0]
-    filter_name = _PILLOW_FILTERS[processor.resample] if processor.resample < len(_PILLOW_FILTERS) else "unknown"
+    filter_name = PILLOW_FILTERS[processor.resample] if processor.resample < len(PILLOW_FILTERS) else "unknown"
     # The version, because from 13 on Pillow sums rows and columns in another order, with a rounding between.
     resize: dict[str, Any] = {"filter": f"Pillow's {filter_name}", "pillow_version": PIL.__version__}
     squeezed = processor.resizes_to_square()

@@ -1,6 +1,7 @@
-"""A machine for Core ML programs, because off a Mac Core ML cannot predict: it executes a saved package's operations one
-by one, each as Core ML's specification of it reads, and rounds after each to the type that the package gives its
-result.
+"""A machine for Core ML programs, because off a Mac Core ML cannot predict.
+
+It executes a saved package's operations one by one, each as Core ML's specification of it reads, and rounds after each
+to the type that the package gives its result.
 
 What the package holds is read by coremltools; what its operations compute is written here, in numpy. Sums are made in
 float64, so that a result's error is that of the roundings. For float16, which an engine may sum in too, a sum must fit
@@ -23,7 +24,9 @@ LARGEST_HALF = 65504
 TYPES = {"fp16": np.float16, "fp32": np.float32}
 
 
-def execute(package: Path, inputs: Mapping[str, np.ndarray], watch: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
+def execute(
+    package: Path, inputs: Mapping[str, np.ndarray], watch: dict[str, np.ndarray] | None = None
+) -> dict[str, Any]:
     """The outputs by name, for inputs by name; with `watch`, every variable is left there."""
     model = ct.models.MLModel(str(package), skip_model_load=True)
     spec = model.get_spec()
@@ -32,7 +35,9 @@ def execute(package: Path, inputs: Mapping[str, np.ndarray], watch: dict[str, np
     values: dict[str, np.ndarray] = {} if watch is None else watch
     for name, variable in function.inputs.items():
         assert inputs[name].dtype == np.float32
-        assert all(told == got for told, got in zip(variable.shape, inputs[name].shape, strict=True) if isinstance(told, int))
+        assert all(
+            told == got for told, got in zip(variable.shape, inputs[name].shape, strict=True) if isinstance(told, int)
+        )
         values[name] = inputs[name]
     for operation in function.operations:
         if operation.op_type == "const":
@@ -57,7 +62,7 @@ def _arguments(operation: Any, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, variable in operation.inputs.items():
         if variable is None:
             continue
-        value = values[variable.name] if variable.name in values else variable.val
+        value = values.get(variable.name, variable.val)
         is_float = isinstance(value, np.ndarray | np.generic) and value.dtype.kind == "f"
         arguments[name] = value.astype(np.float64) if is_float else value
     return arguments

@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
-from ..model import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
-from ..ops.folds import bias_behind
+from ..inference.folds import bias_behind
+from ..inference.numpy_block import as_numpy, dense_weight
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
 
 GRN_EPS = 1e-6
 
@@ -94,8 +93,8 @@ def pooled_output(
             h = operations.layer_norm(h, _norm(f"{name}.layernorm", block.layernorm))
             h = operations.linear(h, _linear(f"{name}.pwconv1", block.pwconv1))
             h = operations.activation(h, f"{name}.act", hidden_act)
-            h = operations.response_norm(h, f"{name}.grn", _numpy(block.grn.weight).reshape(-1), hidden_act)
-            h = operations.linear(h, _linear(f"{name}.pwconv2", block.pwconv2, _numpy(block.grn.bias).reshape(-1)))
+            h = operations.response_norm(h, f"{name}.grn", as_numpy(block.grn.weight).reshape(-1), hidden_act)
+            h = operations.linear(h, _linear(f"{name}.pwconv2", block.pwconv2, as_numpy(block.grn.bias).reshape(-1)))
             x = operations.add(x, h, f"{name}.residual")
     return operations.layer_norm(operations.pool(x, "pool"), _norm("layernorm", body.layernorm))
 
@@ -106,25 +105,16 @@ def classifier(model: ConvNextV2ForImageClassification) -> Linear:
 
 
 def _convolution(name: str, layer: Any) -> Convolution:
-    weight = _numpy(layer.weight).transpose(0, 3, 1, 2)  # (out, kH, kW, in / groups) -> (out, in / groups, kH, kW)
+    weight = as_numpy(layer.weight).transpose(0, 3, 1, 2)  # (out, kH, kW, in / groups) -> (out, in / groups, kH, kW)
     stride, padding = tuple(layer.stride), tuple(layer.padding)
-    return Convolution(name, np.ascontiguousarray(weight), _numpy(layer.bias), stride, padding, layer.groups)
+    return Convolution(name, np.ascontiguousarray(weight), as_numpy(layer.bias), stride, padding, layer.groups)
 
 
 def _linear(name: str, layer: Any, before: np.ndarray | None = None) -> Linear:
     """With `before`, a constant that would be added to the input, as a part of the bias."""
-    if isinstance(layer, nn.QuantizedLinear):
-        how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
-        weight = _numpy(mx.dequantize(layer.weight, layer.scales, layer.biases, **how))
-    else:
-        weight = _numpy(layer.weight)
-    bias = _numpy(layer.bias)
+    weight, bias = dense_weight(layer), as_numpy(layer.bias)
     return Linear(name, weight, bias if before is None else bias_behind(weight, bias, before))
 
 
 def _norm(name: str, layer: Any) -> Norm:
-    return Norm(name, _numpy(layer.weight), _numpy(layer.bias), layer.eps)
-
-
-def _numpy(array: mx.array) -> np.ndarray:
-    return np.array(array.astype(mx.float32))
+    return Norm(name, as_numpy(layer.weight), as_numpy(layer.bias), layer.eps)
