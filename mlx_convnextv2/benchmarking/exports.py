@@ -1,4 +1,4 @@
-"""The checkpoint as PyTorch, ONNX, Core ML and timm know it.
+"""The checkpoint as PyTorch, ONNX and timm know it, and as this package gives it to Core ML.
 
 `python -m mlx_convnextv2.benchmarking.exports FORMAT FOLDER FILE DTYPE BATCH HEIGHT WIDTH` writes a file; it is run
 in a process of its own, because the memory that PyTorch takes is not ONNX Runtime's or Core ML's.
@@ -111,25 +111,14 @@ def _write_onnx(folder: Path, file: str, dtype: str, shape: Sequence[int]) -> No
 
 
 def _write_coreml(folder: Path, file: str, dtype: str, shape: Sequence[int]) -> None:
-    """As an ML program of this one shape, with which Core ML may choose the Neural Engine."""
-    import coremltools as ct
-    import torch
+    """As `export --format coreml` writes it, for images (batch, height, width) that are normalised."""
+    from ..checkpoints.load import load
+    from ..graphs.coreml import write_logits_program
+    from ..model.convnextv2 import ConvNextV2ForImageClassification
 
-    model = _logits_model(folder, "float32")  # coremltools lowers the precision itself
+    model, _ = load(folder, model_class=ConvNextV2ForImageClassification)
     batch, height, width = shape
-    pixel_values = torch.zeros(batch, model.model.config.num_channels, height, width)
-    with torch.no_grad():
-        traced = torch.jit.trace(model, pixel_values)
-    precision = ct.precision.FLOAT16 if dtype == "float16" else ct.precision.FLOAT32
-    program = ct.convert(
-        traced,
-        inputs=[ct.TensorType(name="pixel_values", shape=tuple(pixel_values.shape))],
-        outputs=[ct.TensorType(name="logits")],
-        convert_to="mlprogram",
-        compute_precision=precision,
-        minimum_deployment_target=ct.target.macOS13,
-    )
-    program.save(file)
+    write_logits_program(model, file, (batch, model.config.num_channels, height, width), dtype)
 
 
 _WRITERS = {"onnx": _write_onnx, "coreml": _write_coreml}

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable
 
 OURS = "mlx_convnextv2"
-# Each peer and the packages that it needs. ONNX Runtime's and Core ML's files are exported by PyTorch.
+# Each peer and the packages that it needs. ONNX Runtime's file is exported by PyTorch.
 PEERS: dict[str, tuple[str, ...]] = {
     "plain": (),  # our model by MLX's own operations
     "transformers": ("torch", "transformers"),
@@ -15,7 +15,7 @@ PEERS: dict[str, tuple[str, ...]] = {
     "torch-compile": ("torch", "transformers"),
     "timm": ("torch", "timm", "safetensors"),
     "onnxruntime": ("torch", "transformers", "onnx", "onnxruntime"),
-    "coreml": ("torch", "transformers", "coremltools"),
+    "coreml": ("coremltools",),
 }
 COLD_PEERS = ("transformers", "onnxruntime")  # for which `processes` has scripts
 _MACOS_ONLY = ("transformers-mps", "coreml")

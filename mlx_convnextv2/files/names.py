@@ -10,3 +10,11 @@ INDEX_FILE = "model.safetensors.index.json"
 # In the order in which they are looked for.
 WEIGHTS_FILES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
 PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar")  # the last is timm's, and no tar file
+
+# What `export` writes, by a file of it: no checkpoints, and told from them.
+GRAPH_FILE = "model.mlxfn"
+PROGRAM_FILE = "Data/com.apple.CoreML/model.mlmodel"
+EXPORTED = {
+    GRAPH_FILE: "an exported graph, which MLX runs without this package, as its README.md shows",
+    PROGRAM_FILE: "a Core ML program, which Xcode and Vision run",
+}

@@ -10,7 +10,7 @@ import mlx.core as mx
 
 from ..messages import short, some
 from .json_files import read_json
-from .names import PYTORCH_SUFFIXES, WEIGHTS_FILES
+from .names import EXPORTED, PYTORCH_SUFFIXES, WEIGHTS_FILES
 from .safetensors_files import read_safetensors, read_safetensors_header
 from .tensors import Header
 
@@ -28,6 +28,9 @@ def weight_files(folder: Path) -> list[Path]:
         if missing:
             raise FileNotFoundError(f"{folder} lacks {some(missing)}, which its index names: download it again")
         return files
+    for name, kind in EXPORTED.items():
+        if (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is {kind}: give the checkpoint here that it was exported from")
     raise FileNotFoundError(f"{folder} has no {' or '.join(WEIGHTS_FILES)}: there are no weights to read")
 
 

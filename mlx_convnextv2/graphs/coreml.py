@@ -19,6 +19,7 @@ from typing import Any
 
 from .._version import __version__
 from ..files.atomic_folder import Kind, check_target, new_folder
+from ..files.names import PROGRAM_FILE
 from ..images.processor import ImageProcessor
 from ..messages import short
 from ..model.convnextv2 import ConvNextV2ForImageClassification
@@ -27,8 +28,7 @@ from .compression import Compression, compression
 from .description import PILLOW_FILTERS, input_shape
 
 SUFFIX = ".mlpackage"
-SPECIFICATION = "Data/com.apple.CoreML/model.mlmodel"
-PROGRAM = Kind("a Core ML program", (("Manifest.json",), (SPECIFICATION,)))
+PROGRAM = Kind("a Core ML program", (("Manifest.json",), (PROGRAM_FILE,)))
 DTYPES = ("float16", "float32")
 MAX_BATCH = 4096
 
@@ -112,7 +112,7 @@ def export_coreml(
         for child in package.iterdir():
             child.rename(folder / child.name)
         package.rmdir()
-        (folder / SPECIFICATION).write_bytes(spec.SerializeToString())
+        (folder / PROGRAM_FILE).write_bytes(spec.SerializeToString())
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     return CoreMLProgram(
         path,

@@ -12,13 +12,14 @@ import PIL
 from mlx.utils import tree_flatten
 
 from .._version import __version__
+from ..files.names import GRAPH_FILE
 from ..files.tensors import dtype_name, is_floating
 from ..images.processor import ImageProcessor
 from ..model.config import as_pair
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from ..model.labels import class_labels
 
-GRAPH_FILE, DESCRIPTION_FILE, README_FILE = "model.mlxfn", "model.json", "README.md"
+DESCRIPTION_FILE, README_FILE = "model.json", "README.md"
 FORMAT_VERSION = 1
 PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 

@@ -12,6 +12,7 @@ from ..checkpoints.hub import fetch
 from ..checkpoints.load import load
 from ..checkpoints.model_card import read_licence
 from ..files.atomic_folder import check_target
+from ..messages import printable
 from ..model.quantization import quantize as quantize_model
 from .coreml import check_program, export_coreml
 from .trace import GRAPH, export_model, take_first_stream
@@ -105,7 +106,7 @@ def _write_graph(
     description = export_model(model, processor, output, overwrite=overwrite, **options)
     batches = ", ".join(map(str, description["batches"]))
     size = description["bytes"] / 1e6
-    lines.append(f"Wrote {output}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")
+    lines.append(f"Wrote {printable(output)}: {size:,.1f} MB, batches of {batches}, MLX {description['mlx_version']}")
     if description["device"] == "cpu":
         lines.append(
             "There is no GPU here: this graph runs on the CPU wherever it is loaded. Export it on a Mac for Metal."
@@ -133,4 +134,4 @@ def _write_coreml(
     folder = fetch(source, revision=revision, card=True)
     model, processor = load(folder)
     program = export_coreml(model, processor, output, licence=read_licence(folder), overwrite=overwrite, **options)
-    return Export(output, (f"Wrote {output}: {program}",))
+    return Export(output, (f"Wrote {printable(output)}: {program}",))

@@ -18,10 +18,11 @@ from mlx.utils import tree_map
 
 from ..files.atomic_folder import Kind, new_folder
 from ..files.json_files import write_json
+from ..files.names import GRAPH_FILE
 from ..images.processor import ImageProcessor
 from ..inference.fuse import fuse
 from ..model.convnextv2 import ConvNextV2ForImageClassification
-from .description import DESCRIPTION_FILE, GRAPH_FILE, README_FILE, describe, input_shape, readme, weights_dtype
+from .description import DESCRIPTION_FILE, README_FILE, describe, input_shape, readme, weights_dtype
 
 GRAPH = Kind("an exported model", ((GRAPH_FILE,), (DESCRIPTION_FILE,)))
 MAX_BATCH = 4096  # the C++ library takes no larger one

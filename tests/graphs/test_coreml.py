@@ -19,6 +19,7 @@ from conftest import randomize
 from proof.coreml import execute
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, load, save
+from mlx_convnextv2.benchmarking import exports
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.export import main
 from mlx_convnextv2.graphs.coreml import export_coreml, write_logits_program
@@ -312,6 +313,14 @@ def test_a_model_without_a_head_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no classification head"):
         export_coreml(small(num_labels=0), ConvNextImageProcessor(size=32), tmp_path / "Small.mlpackage")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_benchmark_measures_this_program(hf_folder: Path, tmp_path: Path) -> None:
+    exports.export("coreml", hf_folder, tmp_path / "model.mlpackage", "float32", (2, 32, 36))
+    pixel_values = np.random.default_rng(0).standard_normal((2, 3, 32, 36)).astype(np.float32)
+    (logits,) = execute(tmp_path / "model.mlpackage", {"pixel_values": pixel_values}).values()
+    expected = np.array(load(hf_folder)[0](mx.array(pixel_values.transpose(0, 2, 3, 1))).logits)
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS alone")

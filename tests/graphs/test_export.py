@@ -309,3 +309,15 @@ def test_weights_that_are_no_numbers_are_named_as_what_they_are(tmp_path, mlx_fo
     with pytest.raises(ValueError, match="not finite"):
         export_model(model, processor, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exported_model_given_as_a_checkpoint_is_called_what_it_is(tmp_path: Path, capsys) -> None:
+    assert main(["--demo", "--output", str(tmp_path / "graph")]) == 0
+    program = tmp_path / "Digits.mlpackage" / PROGRAM_FILE
+    program.parent.mkdir(parents=True)
+    program.touch()
+    for folder, kind in ((tmp_path / "graph", "an exported graph"), (tmp_path / "Digits.mlpackage", "a Core ML program")):
+        assert classify.main(["--model", str(folder), str(IMAGES[0])]) == 2
+        said = capsys.readouterr().err
+        assert f"{folder} is {kind}" in said
+        assert "the checkpoint here that it was exported from" in said
