@@ -1,4 +1,4 @@
-"""The size of every model's weights in MB, in the precisions of an exported graph: docs/embedding.md's table.
+"""The size of every model's weights in MB, as graphs and Core ML programs hold them: docs/embedding.md's table.
 
     python figures/model_sizes.py
     python figures/model_sizes.py --graph atto
@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, fuse
@@ -22,6 +23,7 @@ from mlx_convnextv2.model.layers import no_init_weights
 from mlx_convnextv2.model.quantization import quantize
 
 PRECISIONS = ("float32", "float16", "8 bits and float16", "4 bits and float16")
+CORE_ML = ("Core ML, 8 bits", "6 bits", "4 bits")  # in float16 as a graph, but for a thousandth
 
 
 def megabytes(size: str, precision: str) -> float:
@@ -33,6 +35,15 @@ def megabytes(size: str, precision: str) -> float:
     if "bits" in precision:
         quantize(model, int(precision[0]))
     return sum(array.nbytes for _, array in tree_flatten(model.parameters())) / 1e6
+
+
+def core_ml_megabytes(size: str, bits: int) -> float:
+    """The linear layers' weights in so many bits, all other parameters in float16."""
+    with no_init_weights():
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
+    linear = sum(module.weight.size for _, module in model.named_modules() if isinstance(module, nn.Linear))
+    others = sum(array.size for _, array in tree_flatten(model.parameters())) - linear
+    return (linear * bits / 8 + others * 2) / 1e6
 
 
 def beside_the_weights(size: str, dtype: str, path: str) -> tuple[float, float]:
@@ -57,10 +68,12 @@ def main() -> None:
                 weights, more = beside_the_weights(args.graph, dtype, path)
                 print(f"{args.graph}, {dtype}, {path}: {more:.2f} MB, {more / weights:.1%} of the weights")
         return
-    print("| size | " + " | ".join(PRECISIONS) + " |")
-    print("|---|" + "---:|" * len(PRECISIONS))
+    print("| size | " + " | ".join(PRECISIONS + CORE_ML) + " |")
+    print("|---|" + "---:|" * len(PRECISIONS + CORE_ML))
     for size in SIZES:
-        print(f"| {size} | " + " | ".join(f"{megabytes(size, precision):,.0f}" for precision in PRECISIONS) + " |")
+        sizes = [megabytes(size, precision) for precision in PRECISIONS]
+        sizes += [core_ml_megabytes(size, bits) for bits in (8, 6, 4)]
+        print(f"| {size} | " + " | ".join(f"{value:,.0f}" for value in sizes) + " |")
 
 
 if __name__ == "__main__":

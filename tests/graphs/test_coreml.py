@@ -339,3 +339,21 @@ def test_core_ml_itself_predicts_the_same(how, units: str, digits, tmp_path: Pat
         scores = np.array([outputs["classLabel_probs"][str(label)] for label in range(10)])
         assert np.abs(scores - probabilities[i]).max() <= tolerance
         assert np.abs(outputs["embedding"] - pooled[i]).max() <= tolerance * np.abs(pooled[i]).max()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML predicts on macOS alone")
+@pytest.mark.parametrize("units", ["CPU_ONLY", "CPU_AND_GPU", "ALL"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_core_ml_itself_predicts_the_same_with_the_widths_of_atto(dtype: str, units: str, tmp_path: Path) -> None:
+    model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size("atto"))
+    for block in (block for stage in model.convnextv2.encoder.stages for block in stage.layers):
+        block.grn.weight = mx.random.normal(block.grn.weight.shape, key=mx.random.key(0)) * 0.5
+    model.classifier.weight = mx.random.normal(model.classifier.weight.shape, key=mx.random.key(1)) * 0.2
+    processor = ConvNextImageProcessor(size=224, crop_pct=1.0)
+    picture = Image.open(IMAGES[8]).convert("RGB").resize((224, 224))
+    export_coreml(model, processor, tmp_path / "Atto.mlpackage", dtype=dtype)
+    program = coremltools.models.MLModel(str(tmp_path / "Atto.mlpackage"), compute_units=coremltools.ComputeUnit[units])
+    scores = np.array(list(program.predict({"image": picture})["classLabel_probs"].values()))
+    expected = np.array(mx.softmax(model(processor(picture)).logits, axis=-1))[0]
+    assert np.abs(np.sort(scores) - np.sort(expected)).max() <= (1e-4 if dtype == "float32" else 2.0**-5)

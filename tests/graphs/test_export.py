@@ -26,8 +26,10 @@ from mlx_convnextv2 import (
     load,
     save,
 )
+from mlx_convnextv2.classify import main as classify
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.export import main
+from mlx_convnextv2.files.names import PROGRAM_FILE
 from mlx_convnextv2.graphs.trace import export_model
 from mlx_convnextv2.model.quantization import MODES, quantize
 
@@ -316,8 +318,11 @@ def test_an_exported_model_given_as_a_checkpoint_is_called_what_it_is(tmp_path: 
     program = tmp_path / "Digits.mlpackage" / PROGRAM_FILE
     program.parent.mkdir(parents=True)
     program.touch()
-    for folder, kind in ((tmp_path / "graph", "an exported graph"), (tmp_path / "Digits.mlpackage", "a Core ML program")):
-        assert classify.main(["--model", str(folder), str(IMAGES[0])]) == 2
+    for folder, kind in (
+        (tmp_path / "graph", "an exported graph"),
+        (tmp_path / "Digits.mlpackage", "a Core ML program"),
+    ):
+        assert classify(["--model", str(folder), str(IMAGES[0])]) == 2
         said = capsys.readouterr().err
         assert f"{folder} is {kind}" in said
         assert "the checkpoint here that it was exported from" in said

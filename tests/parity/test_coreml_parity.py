@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from reference import pair, relative_error
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification
 from mlx_convnextv2.graphs.coreml import export_coreml
 from mlx_convnextv2.model.config import SIZES
+from mlx_convnextv2.model.quantization import quantize
 
 pytestmark = pytest.mark.parity
 
@@ -48,3 +50,19 @@ def test_the_program_computes_transformers_logits(size: str, tmp_path: Path) -> 
         probabilities = torch.softmax(expected, -1)[0].numpy()
         assert np.abs(np.array(list(outputs["classLabel_probs"].values())) - probabilities).max() <= tolerance
         assert outputs["classLabel"] == list(outputs["classLabel_probs"])[int(expected.argmax())]
+
+
+def test_a_palette_of_four_bits_errs_about_as_mlx_s_four_bits_do(tmp_path: Path) -> None:
+    theirs, ours = pair(ConvNextV2ForImageClassification, ConvNextV2Config.from_size("tiny"))
+    pixel_values = np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(pixel_values)).logits
+    processor = ConvNextImageProcessor(size=64, crop_pct=1.0, do_rescale=False, do_normalize=False)
+    export_coreml(ours, processor, tmp_path / "Model.mlpackage", dtype="float32", q_bits=4)
+    seen: dict[str, np.ndarray] = {}
+    execute(tmp_path / "Model.mlpackage", {"image": pixel_values}, seen)
+    quantize(ours, 4, 32)
+    mlx_s = relative_error(ours(mx.array(pixel_values.transpose(0, 2, 3, 1))).logits, expected)
+    error = relative_error(seen["logits"], expected)
+    print(f"4 bits: palette {error:.2f}, MLX {mlx_s:.2f}")
+    assert error <= 1.5 * mlx_s
