@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -30,8 +31,7 @@ def check_new_labels(labels: Any, model_class: type | None, overrides: Collectio
         raise ValueError(f"labels must name from 1 to {MAX_LABELS:,} classes, not {len(labels)}")
     labels = list(labels)
     check_labels(labels)
-    names = [composed(label) for label in labels]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, count in Counter(map(composed, labels)).items() if count > 1)
     if twice:
         raise ValueError(
             f"labels must name each class once, and {some([short(name) for name in twice])} is there twice"

@@ -101,7 +101,8 @@ def _confusion(figure: Any, findings: Findings) -> None:
                 axis.text(column, row, f"{images:,}", ha="center", va="center", fontsize=8, color=colour)
     else:
         shares, group = findings.mistake_shares(_ROWS)
-        image = axis.imshow(shares, cmap="Oranges", norm="linear", vmin=0, interpolation="nearest")
+        whole = len(shares) * group
+        image = axis.imshow(shares, cmap="Oranges", vmin=0, interpolation="nearest", extent=(0, whole, whole, 0))
         joined = f", {group} classes a row" if group > 1 else ""
         axis.set_title(f"Mistakes{joined}")
     figure.colorbar(image, ax=axis, shrink=0.6, label="share of the images of the row")
