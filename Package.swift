@@ -1,38 +1,51 @@
-// swift-tools-version: 5.9
+// swift-tools-version: 6.0
 import PackageDescription
 
-// ConvNeXtV2 needs libconvnextv2, which CMake builds from native/ and pkg-config finds; ExportedModel needs no library.
-// What uses mlx-swift is a package of its own, swift/MLXSwift: SwiftPM fetches what any product needs for all who take
-// one. See swift/README.md.
+// MLXConvNeXtV2 is the model on mlx-swift. ConvNeXtV2Core is its part that needs no MLX: configuration, images, labels
+// and the checks of a checkpoint's files. MLXConvNeXtV2Hub downloads checkpoints. See swift/README.md.
+//
+// CONVNEXTV2_WITHOUT_MLX=1 leaves out what depends on other packages, so that the rest builds and is tested without a
+// network: SwiftPM fetches what any target of a root package needs.
+let withMLX = Context.environment["CONVNEXTV2_WITHOUT_MLX"] == nil
+
 let package = Package(
-    name: "ConvNeXtV2",
+    name: "mlx-convnextv2",
     platforms: [.macOS(.v14), .iOS(.v17)],
-    products: [
-        .library(name: "ConvNeXtV2", targets: ["ConvNeXtV2"]),
-        .library(name: "ExportedModel", targets: ["ExportedModel"]),
-    ],
+    products: [.library(name: "ConvNeXtV2Core", targets: ["ConvNeXtV2Core"])],
     targets: [
-        .systemLibrary(name: "CConvNeXtV2", path: "swift/Sources/CConvNeXtV2", pkgConfig: "convnextv2"),
         .target(
             name: "CConvNeXtV2Image",
             path: "native",
             sources: ["src/prepare.cpp", "src/image_c.cpp"],
             publicHeadersPath: "swift",
             cxxSettings: [.headerSearchPath("include"), .headerSearchPath("src")]),
-        .target(name: "PixelImages", path: "swift/Sources/PixelImages"),
-        .target(name: "ConvNeXtV2", dependencies: ["CConvNeXtV2", "PixelImages"], path: "swift/Sources/ConvNeXtV2"),
-        .target(
-            name: "ExportedModel", dependencies: ["CConvNeXtV2Image", "PixelImages"],
-            path: "swift/Sources/ExportedModel"),
-        .executableTarget(name: "classify", dependencies: ["ConvNeXtV2"], path: "swift/Sources/classify"),
-        .testTarget(name: "ConvNeXtV2Tests", dependencies: ["ConvNeXtV2"], path: "swift/Tests/ConvNeXtV2Tests"),
+        .target(name: "ConvNeXtV2Core", dependencies: ["CConvNeXtV2Image"], path: "swift/Sources/ConvNeXtV2Core"),
+        .target(name: "TestFixtures", dependencies: ["ConvNeXtV2Core"], path: "swift/Tests/TestFixtures"),
         .testTarget(
-            name: "ExportedModelTests", dependencies: ["ExportedModel"], path: "swift/Tests/ExportedModelTests"),
+            name: "ConvNeXtV2CoreTests", dependencies: ["ConvNeXtV2Core", "TestFixtures"],
+            path: "swift/Tests/ConvNeXtV2CoreTests"),
     ],
+    swiftLanguageModes: [.v6],
     cxxLanguageStandard: .cxx20
 )
 
-#if os(macOS)
-package.targets.append(
-    .executableTarget(name: "ClassifierApp", dependencies: ["ConvNeXtV2"], path: "swift/Sources/ClassifierApp"))
-#endif
+if withMLX {
+    package.dependencies += [
+        .package(url: "https://github.com/ml-explore/mlx-swift", .upToNextMinor(from: "0.32.3")),
+    ]
+    package.products += [
+        .library(name: "MLXConvNeXtV2", targets: ["MLXConvNeXtV2"]),
+    ]
+    package.targets += [
+        .target(
+            name: "MLXConvNeXtV2",
+            dependencies: [
+                "ConvNeXtV2Core", .product(name: "MLX", package: "mlx-swift"),
+                .product(name: "MLXFast", package: "mlx-swift"), .product(name: "MLXNN", package: "mlx-swift"),
+            ],
+            path: "swift/Sources/MLXConvNeXtV2"),
+        .testTarget(
+            name: "MLXConvNeXtV2Tests", dependencies: ["MLXConvNeXtV2", "TestFixtures"],
+            path: "swift/Tests/MLXConvNeXtV2Tests"),
+    ]
+}

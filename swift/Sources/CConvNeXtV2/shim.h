@@ -1,1 +1,0 @@
-#include <convnextv2.h>

@@ -1,0 +1,36 @@
+import XCTest
+
+@testable import ConvNeXtV2Core
+
+final class ReportTests: XCTestCase {
+    func testTheMostProbableLabelsComeFirst() throws {
+        let found = try Classification.best(3, logits: [0, 2, 1, 2], labels: ["a", "b", "c", "d"])
+        XCTAssertEqual(found.map(\.label), ["b", "d", "c"])
+        XCTAssertEqual(found.map(\.index), [1, 3, 2])
+        let all = try Classification.best(9, logits: [0, 2, 1, 2], labels: ["a", "b", "c", "d"])
+        XCTAssertEqual(all.map(\.score).reduce(0, +), 1, accuracy: 1e-6)
+        XCTAssertEqual(try Classification.best(1, logits: [500, -500], labels: ["a", "b"])[0].score, 1)
+        XCTAssertThrowsError(try Classification.best(1, logits: [.nan, 1], labels: ["a", "b"]))
+        XCTAssertThrowsError(try Classification.best(1, logits: [.infinity, 1], labels: ["a", "b"]))
+    }
+
+    func testTheTableIsThatOfClassify() {
+        let predictions = [
+            Classification(label: "tabby, tabby cat", score: 0.9266, index: 281),
+            Classification(label: "red\u{1B}[31m", score: 0.0314, index: 0),
+        ]
+        XCTAssertEqual(
+            Report.table("cat.jpg", predictions),
+            "cat.jpg\n"
+                + "   92.7%  ██████████████████████▎   tabby, tabby cat\n"
+                + "    3.1%  ▊                         red\\x1b[31m\n")
+    }
+
+    func testJSONIsThatOfClassify() {
+        let predictions = [Classification(label: "a \"b\" é\n", score: 0.5, index: 3)]
+        XCTAssertEqual(
+            Report.json("c.jpg", predictions),
+            #"{"image": "c.jpg", "predictions": [{"label": "a \"b\" \u00e9\n", "score": 0.5, "index": 3}]}"# + "\n")
+        XCTAssertEqual(Report.json("c", error: "no 😀"), #"{"image": "c", "error": "no \ud83d\ude00"}"# + "\n")
+    }
+}
