@@ -32,9 +32,12 @@ let package = Package(
 if withMLX {
     package.dependencies += [
         .package(url: "https://github.com/ml-explore/mlx-swift", .upToNextMinor(from: "0.32.3")),
+        .package(url: "https://github.com/huggingface/swift-huggingface", .upToNextMinor(from: "0.8.1")),
     ]
     package.products += [
         .library(name: "MLXConvNeXtV2", targets: ["MLXConvNeXtV2"]),
+        .library(name: "MLXConvNeXtV2Hub", targets: ["MLXConvNeXtV2Hub"]),
+        .executable(name: "mlx-convnextv2", targets: ["mlx-convnextv2"]),
     ]
     package.targets += [
         .target(
@@ -44,6 +47,13 @@ if withMLX {
                 .product(name: "MLXFast", package: "mlx-swift"), .product(name: "MLXNN", package: "mlx-swift"),
             ],
             path: "swift/Sources/MLXConvNeXtV2"),
+        .target(
+            name: "MLXConvNeXtV2Hub",
+            dependencies: ["ConvNeXtV2Core", .product(name: "HuggingFace", package: "swift-huggingface")],
+            path: "swift/Sources/MLXConvNeXtV2Hub"),
+        .executableTarget(
+            name: "mlx-convnextv2", dependencies: ["MLXConvNeXtV2", "MLXConvNeXtV2Hub"],
+            path: "swift/Sources/mlx-convnextv2"),
         .testTarget(
             name: "MLXConvNeXtV2Tests", dependencies: ["MLXConvNeXtV2", "TestFixtures"],
             path: "swift/Tests/MLXConvNeXtV2Tests"),

@@ -37,14 +37,16 @@ public struct CheckpointFolder: Sendable {
             for (key, tensor) in header.tensors {
                 let entry = Self.entry(file: file, key: key, tensor: tensor, isMLX: header.format == "mlx")
                 guard entries.updateValue(entry, forKey: Self.name(key)) == nil else {
-                    throw ConvNeXtV2Error.unreadable("\(url.path) holds \(short(key)) more than once: download it again")
+                    throw ConvNeXtV2Error.unreadable(
+                        "\(url.path) holds \(short(key)) more than once: download it again")
                 }
             }
         }
         guard formats.count == 1, formats.isSubset(of: ["mlx", "pt"]) else {
             let found = formats.sorted().joined(separator: " and ")
             throw ConvNeXtV2Error.unreadable(
-                "\(url.path) has weights in the format \(short(found)): convert it with python -m mlx_convnextv2.convert")
+                "\(url.path) has weights in the format \(short(found)): convert it with python -m mlx_convnextv2.convert"
+            )
         }
         self.url = url
         self.entries = entries
@@ -75,14 +77,16 @@ public struct CheckpointFolder: Sendable {
         if FileManager.default.fileExists(atPath: file.path) { return [file] }
         let index = folder.appendingPathComponent(indexFile)
         guard FileManager.default.fileExists(atPath: index.path) else {
-            throw ConvNeXtV2Error.notFound("\(folder.path) has no \(weightsFile) or \(indexFile): there are no weights to read")
+            throw ConvNeXtV2Error.notFound(
+                "\(folder.path) has no \(weightsFile) or \(indexFile): there are no weights to read")
         }
         guard let map = try JSONValue.object(from: index)["weight_map"]?.fields, !map.isEmpty else {
             throw ConvNeXtV2Error.unreadable("\(index.path) has no \"weight_map\": download it again")
         }
         let names = Set(map.values.map { $0.text ?? "" })
         for name in names where name.hasPrefix(".") || name.contains("/") || !name.hasSuffix(".safetensors") {
-            throw ConvNeXtV2Error.unreadable("\(index.path) names \(short(name)), which is not a safetensors file beside it")
+            throw ConvNeXtV2Error.unreadable(
+                "\(index.path) names \(short(name)), which is not a safetensors file beside it")
         }
         return names.sorted().map { folder.appendingPathComponent($0) }
     }

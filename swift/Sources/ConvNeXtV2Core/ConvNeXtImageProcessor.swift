@@ -63,12 +63,14 @@ public struct ConvNeXtImageProcessor: Equatable, Sendable {
         func require(_ holds: Bool, _ sentence: String) throws {
             if !holds { throw ConvNeXtV2Error.invalid(sentence) }
         }
-        try require((1...8192).contains(size), "size must be {\"shortest_edge\": s} with a whole number s from 1 to 8192")
+        try require(
+            (1...8192).contains(size), "size must be {\"shortest_edge\": s} with a whole number s from 1 to 8192")
         try require((0.01...1).contains(cropPct), "crop_pct must be from 0.01 to 1, the whole of the resized image")
         try require((0...5).contains(resample), "resample must be one of Pillow's filters, 0 to 5")
         try require(rescaleFactor.map { $0 > 0 && $0.isFinite } ?? true, "rescale_factor must be a positive number")
         try require(imageMean.count == imageStd.count, "image_mean and image_std must have a value for each channel")
-        try require([1, 3].contains(channels), "image_mean must have one number for each channel, 3 for RGB or 1 for grey")
+        try require(
+            [1, 3].contains(channels), "image_mean must have one number for each channel, 3 for RGB or 1 for grey")
         try require(imageMean.isEmpty || imageMean.count == channels, "image_mean must have \(channels) values")
         try require(!imageStd.contains(0), "image_std must not contain 0, which pixels are divided by")
         try require(size * size * channels <= Self.mostValues, "size \(size) makes too many values: lower it")
@@ -140,10 +142,12 @@ public struct ConvNeXtImageProcessor: Equatable, Sendable {
         let image = try input.decoded()
         let prepared = try resized(channels == 1 ? image.inGrey() : image)
         guard prepared.width * prepared.height <= Self.mostValues / channels else {
-            throw ConvNeXtV2Error.image("\(prepared.width) x \(prepared.height) pixels are too many: scale the image down")
+            throw ConvNeXtV2Error.image(
+                "\(prepared.width) x \(prepared.height) pixels are too many: scale the image down")
         }
         let tables = (0..<channels).map(table)
-        let values = [Float](unsafeUninitializedCapacity: prepared.width * prepared.height * channels) { buffer, count in
+        let values = [Float](unsafeUninitializedCapacity: prepared.width * prepared.height * channels) {
+            buffer, count in
             for pixel in 0..<prepared.width * prepared.height {
                 for channel in 0..<channels {
                     buffer[pixel * channels + channel] =

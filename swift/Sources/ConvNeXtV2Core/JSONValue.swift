@@ -90,7 +90,8 @@ extension [String: JSONValue] {
     func whole(_ name: String, in range: ClosedRange<Int>) throws -> Int? {
         guard let value = given(name) else { return nil }
         guard let number = value.whole, range.contains(number) else {
-            throw ConvNeXtV2Error.invalid("\(name) must be a whole number from \(range.lowerBound) to \(range.upperBound)")
+            throw ConvNeXtV2Error.invalid(
+                "\(name) must be a whole number from \(range.lowerBound) to \(range.upperBound)")
         }
         return number
     }

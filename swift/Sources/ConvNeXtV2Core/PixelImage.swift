@@ -18,7 +18,8 @@ public struct PixelImage: Equatable, Sendable {
             area <= Int.max / 4, pixels.count == area * bytesPerPixel
         else {
             throw ConvNeXtV2Error.image(
-                "an image of \(width) x \(height) pixels needs \(bytesPerPixel) bytes for each, 3 or 4, not \(pixels.count)")
+                "an image of \(width) x \(height) pixels needs \(bytesPerPixel) bytes for each, 3 or 4, not \(pixels.count)"
+            )
         }
         self.width = width
         self.height = height

@@ -58,11 +58,25 @@ extension ConvNeXtImageProcessor {
         return image.width <= image.height ? (narrow, wide) : (wide, narrow)
     }
 
+    /// The part of an image that the model sees.
+    public func region(of image: PixelImage) throws -> ImageRegion {
+        guard doResize else { return ImageRegion(x: 0, y: 0, width: 1, height: 1) }
+        let whole = try wholeSize(image)
+        let evenly = cropMode != .bySize
+        let (width, height) = (Double(whole.width), Double(whole.height))
+        return ImageRegion(
+            x: Double(Self.margin(whole.width - size, toEven: evenly)) / width,
+            y: Double(Self.margin(whole.height - size, toEven: evenly)) / height,
+            width: Double(size) / width, height: Double(size) / height)
+    }
+
     private static func margin(_ both: Int, toEven: Bool) -> Int {
         toEven && both % 4 == 3 ? both / 2 + 1 : both / 2
     }
 
-    private func nearest(_ image: PixelImage, whole: (width: Int, height: Int), left: Int, top: Int) throws -> PixelImage {
+    private func nearest(_ image: PixelImage, whole: (width: Int, height: Int), left: Int, top: Int) throws
+        -> PixelImage
+    {
         let columns = Self.places(image.width, whole.width)[left..<left + size]
         let rows = Self.places(image.height, whole.height)[top..<top + size]
         var pixels: [UInt8] = []
@@ -85,4 +99,12 @@ extension ConvNeXtImageProcessor {
             return min(Int(place), input - 1)
         }
     }
+}
+
+/// A part of an image, in parts of its width and height from the top left.
+public struct ImageRegion: Equatable, Sendable {
+    public let x: Double
+    public let y: Double
+    public let width: Double
+    public let height: Double
 }

@@ -252,6 +252,7 @@ private func check(_ pixelValues: MLXArray, _ configuration: ConvNeXtV2Configura
     let least = configuration.minImageSize
     guard shape[1] >= least.height, shape[2] >= least.width else {
         throw ConvNeXtV2Error.image(
-            "an image of \(shape[1]) x \(shape[2]) pixels is too small: the model needs \(least.height) x \(least.width)")
+            "an image of \(shape[1]) x \(shape[2]) pixels is too small: the model needs \(least.height) x \(least.width)"
+        )
     }
 }

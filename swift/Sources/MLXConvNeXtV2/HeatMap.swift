@@ -12,6 +12,8 @@ public struct HeatMap: Equatable, Sendable {
     public let classification: Classification
     public let height: Int
     public let width: Int
+    /// The part of the image that the positions cover: the crop that the model sees.
+    public let region: ImageRegion
     /// (height, width), row by row, in the units of the logit; negative where the image speaks against the label.
     public let contributions: [Float]
 

@@ -90,7 +90,9 @@ public actor ImageClassifier {
         if let index, !labels.indices.contains(index) {
             throw ConvNeXtV2Error.invalid("there is no class \(index): they are 0 to \(labels.count - 1)")
         }
-        return try await heatMap(prepared: prepare(image), of: index)
+        let decoded = try image.decoded()
+        return try await heatMap(
+            prepared: prepare(.pixels(decoded)), of: index, region: processor.region(of: decoded))
     }
 
     /// How the blocks are computed: by our Metal kernels, or by MLX's operations, and then why.
@@ -118,8 +120,8 @@ public actor ImageClassifier {
         try predictor.features(image.array)
     }
 
-    private func heatMap(prepared image: PixelValues, of index: Int?) throws -> HeatMap {
-        try predictor.heatMap(image.array, of: index)
+    private func heatMap(prepared image: PixelValues, of index: Int?, region: ImageRegion) throws -> HeatMap {
+        try predictor.heatMap(image.array, of: index, region: region)
     }
 }
 

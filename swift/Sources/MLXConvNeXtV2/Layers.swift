@@ -30,7 +30,8 @@ struct LayerFactory {
     }
 
     func convolution(
-        _ inputs: Int, _ outputs: Int, kernel: (Int, Int), stride: (Int, Int) = (1, 1), padding: Int = 0, groups: Int = 1
+        _ inputs: Int, _ outputs: Int, kernel: (Int, Int), stride: (Int, Int) = (1, 1), padding: Int = 0,
+        groups: Int = 1
     ) -> ConvNeXtV2Convolution {
         ConvNeXtV2Convolution(
             weight: MLXArray.zeros([outputs, kernel.0, kernel.1, inputs / groups]), bias: MLXArray.zeros([outputs]),

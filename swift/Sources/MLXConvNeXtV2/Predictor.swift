@@ -23,7 +23,7 @@ final class Predictor {
         try run(pixelValues) { model.convnextv2.pool($0)[0] }
     }
 
-    func heatMap(_ pixelValues: MLXArray, of index: Int?) throws -> HeatMap {
+    func heatMap(_ pixelValues: MLXArray, of index: Int?, region: ImageRegion) throws -> HeatMap {
         let last = try computed { try lastHiddenState(pixelValues) }
         let logits = try computed { model.classifier(model.convnextv2.pool(last))[0].asType(.float32) }
         let labels = ClassLabels.named(model.configuration.labels)
@@ -33,7 +33,8 @@ final class Predictor {
         }
         let map = try computed { model.contributions(last, of: shown.index) }
         return HeatMap(
-            classification: shown, height: last.dim(1), width: last.dim(2), contributions: map.asArray(Float.self))
+            classification: shown, height: last.dim(1), width: last.dim(2), region: region,
+            contributions: map.asArray(Float.self))
     }
 
     private func run(_ pixelValues: MLXArray, _ head: (MLXArray) -> MLXArray) throws -> [Float] {

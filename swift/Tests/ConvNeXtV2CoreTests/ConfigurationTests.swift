@@ -31,9 +31,12 @@ final class ConfigurationTests: XCTestCase {
     }
 
     func testAQuantizationThatMlxDoesNotOfferIsRefused() throws {
-        for (mode, bits, size) in [("affine", 7, 64), ("affine", 4, 16), ("mxfp4", 8, 32), ("nvfp4", 4, 32), ("int4", 4, 32)] {
+        for (mode, bits, size) in [
+            ("affine", 7, 64), ("affine", 4, 16), ("mxfp4", 8, 32), ("nvfp4", 4, 32), ("int4", 4, 32),
+        ] {
             let entry = JSONValue.object(["mode": .text(mode), "bits": .integer(bits), "group_size": .integer(size)])
-            XCTAssertThrowsError(try ConvNeXtV2Configuration(fields: ["quantization": entry]), "\(mode) \(bits) \(size)")
+            XCTAssertThrowsError(
+                try ConvNeXtV2Configuration(fields: ["quantization": entry]), "\(mode) \(bits) \(size)")
         }
         let quantization = try ConvNeXtV2Quantization(bits: 4, groupSize: 64, ownGroupSizes: ["classifier": 32])
         XCTAssertEqual(try quantization.groupSize(of: "classifier", inputs: 96), 32)
@@ -63,7 +66,8 @@ final class ConfigurationTests: XCTestCase {
                 let grid = [launch.grid.0, launch.grid.1, launch.grid.2]
                 XCTAssertEqual(grid, expected["grid"]?.list?.compactMap(\.whole), "\(name) \(shape)")
                 XCTAssertEqual(launch.threads, expected["threads"]?.whole, "\(name) \(shape)")
-                XCTAssertEqual(launch.template, expected["template"]?.fields?.compactMapValues(\.whole), "\(name) \(shape)")
+                XCTAssertEqual(
+                    launch.template, expected["template"]?.fields?.compactMapValues(\.whole), "\(name) \(shape)")
             }
             XCTAssertEqual(
                 KernelGeometry.scalesWeight(batch: batch, pixels: pixels, channels: channels),

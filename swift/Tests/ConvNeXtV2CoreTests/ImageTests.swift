@@ -62,7 +62,8 @@ final class ImageTests: XCTestCase {
             ("size", .integer(0)), ("size", .object(["height": .integer(224)])), ("size", .text("224")),
             ("crop_pct", .number(0)), ("crop_pct", .number(1.5)), ("crop_mode", .text("border")),
             ("resample", .integer(6)), ("resample", .number(2.5)), ("do_resize", .integer(1)),
-            ("rescale_factor", .integer(0)), ("image_std", .integer(0)), ("image_mean", .array([.integer(1), .integer(2)])),
+            ("rescale_factor", .integer(0)), ("image_std", .integer(0)),
+            ("image_mean", .array([.integer(1), .integer(2)])),
             ("image_mean", .array([.number(0.5)])), ("do_center_crop", .bool(true)), ("do_pad", .integer(0)),
             ("image_processor_type", .text("ViTImageProcessor")), ("sharpen", .bool(true)),
         ]

@@ -99,6 +99,8 @@ final class ClassifierTests: XCTestCase {
         XCTAssertEqual(best.classification.index, first[0].index)
         XCTAssertEqual(best.contributions.count, best.height * best.width)
         XCTAssertTrue(best.normalised.allSatisfy { $0 >= 0 && $0 <= 1 })
+        // 41 x 23 pixels become 64 x 36, of which the middle 32 x 32 is seen
+        XCTAssertEqual(best.region, ImageRegion(x: 0.25, y: 2.0 / 36, width: 0.5, height: 32.0 / 36))
         let other = try await classifier.heatMap(image, of: 2)
         XCTAssertEqual(other.classification.label, "cat")
         do {

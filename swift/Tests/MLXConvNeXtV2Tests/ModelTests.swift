@@ -87,8 +87,14 @@ final class ModelTests: XCTestCase {
 
     func testWeightsOfAnotherModelAreAnErrorThatListsThem() throws {
         for (from, old, new, part) in [
-            ("float32", "\"depths\": [1, 1, 2, 1]", "\"depths\": [1, 1, 3, 1]", "missing: convnextv2.encoder.stages.2.layers.2"),
-            ("float32", "\"depths\": [1, 1, 2, 1]", "\"depths\": [1, 1, 1, 1]", "unexpected: convnextv2.encoder.stages.2.layers.1"),
+            (
+                "float32", "\"depths\": [1, 1, 2, 1]", "\"depths\": [1, 1, 3, 1]",
+                "missing: convnextv2.encoder.stages.2.layers.2"
+            ),
+            (
+                "float32", "\"depths\": [1, 1, 2, 1]", "\"depths\": [1, 1, 1, 1]",
+                "unexpected: convnextv2.encoder.stages.2.layers.1"
+            ),
             ("float32", "\"hidden_sizes\": [4, 8, 12, 16]", "\"hidden_sizes\": [4, 8, 12, 20]", "mis-shaped: "),
             ("affine-8", "\"bits\": 8", "\"bits\": 4", "mis-shaped: "),
             ("affine-8", "\"group_size\": 32", "\"group_size\": 128", "groups of 128 do not divide"),
