@@ -20,21 +20,28 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification
-from mlx_convnextv2 import load, save
-from mlx_convnextv2.labels import IMAGENET_1K
+from mlx_convnextv2 import (
+    ConvNextImageProcessor,
+    ConvNextV2Backbone,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    load,
+    save,
+)
+from mlx_convnextv2.heatmaps import explain
+from mlx_convnextv2.inference.folds import scale_weight
+from mlx_convnextv2.model.labels import imagenet_1k
+from mlx_convnextv2.model.quantization import quantize
 from mlx_convnextv2.ops import gpu
-from mlx_convnextv2.ops.folds import scale_weight
-from mlx_convnextv2.quantization import quantize
 
 SWIFT = Path(__file__).resolve().parent
 WRITTEN = "// Written by swift/generate.py: do not edit.\n\n"
-SIDE = 32  # of the small checkpoints' images
+SIDE = 64  # of the small checkpoints' images: two positions a side after the last stage
 
 # Each kernel that a block launches on Metal, by its name in Swift, and how Python launches it.
 KERNELS: dict[str, Callable[[], Any]] = {
     "depthwiseLayerNormResidual": lambda: gpu.depthwise_layer_norm_residual(
-        mx.zeros((1, 8, 8, 16)), mx.zeros((7, 7, 16)), *[mx.zeros(16)] * 3, 1e-6, mx.zeros(16)
+        mx.zeros((1, 8, 8, 16)), mx.zeros((7, 7, 16)), mx.zeros(16), mx.zeros(16), mx.zeros(16), 1e-6, mx.zeros(16)
     ),
     "geluSumOfSquares": lambda: gpu.gelu_sum_of_squares(mx.zeros((1, 64, 64))),
     "sumOfSquaresOfGelu": lambda: gpu.sum_of_squares_of_gelu(mx.zeros((1, 64, 64))),
@@ -54,7 +61,7 @@ SHAPES = [
 
 def sources() -> dict[Path, str]:
     """The generated Swift files by path."""
-    labels = "".join(f"    {json.dumps(label)},\n" for label in IMAGENET_1K)
+    labels = "".join(f"    {json.dumps(label)},\n" for label in imagenet_1k())
     texts = [record(launch)[0] for launch in KERNELS.values()]
     headers = list(dict.fromkeys(text["header"] for text in texts))
     kernels = "".join(f"private let header{i} = {_raw(header)}\n\n" for i, header in enumerate(headers))
@@ -84,13 +91,15 @@ def record(launch: Callable[[], Any]) -> list[dict[str, Any]]:
     def build(**text: Any) -> Callable[..., Any]:
         def call(**how: Any) -> list[mx.array]:
             recorded.append({**text, **how})
-            return [mx.zeros(shape, dtype) for shape, dtype in zip(how["output_shapes"], how["output_dtypes"])]
+            return [
+                mx.zeros(shape, dtype) for shape, dtype in zip(how["output_shapes"], how["output_dtypes"], strict=True)
+            ]
 
         return call
 
-    with mock.patch.object(mx.fast, "metal_kernel", build), mock.patch.object(mx.cuda, "is_available", lambda: False):
-        with uncached():
-            launch()
+    no_cuda = mock.patch.object(mx.cuda, "is_available", return_value=False)
+    with mock.patch.object(mx.fast, "metal_kernel", build), no_cuda, uncached():
+        launch()
     return recorded
 
 
@@ -109,7 +118,7 @@ def launches() -> list[dict[str, Any]]:
     for batch, height, width, channels in SHAPES:
         x, c = mx.zeros((batch, height, width, channels)), mx.zeros(channels)
         hidden = mx.zeros((batch, height * width, 4 * channels))
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "depthwise": lambda x=x, c=c: gpu.depthwise_layer_norm_residual(
                 x, mx.zeros((7, 7, c.size)), c, c, c, 1e-6, c
             ),
@@ -127,11 +136,11 @@ def launches() -> list[dict[str, Any]]:
 
 
 def picture(width: int, height: int, seed: int) -> Image.Image:
-    """Coloured gradients and noise, RGB."""
+    """Coloured ramps and noise, RGB, in whole numbers that no machine rounds in its own way."""
     rng = np.random.RandomState(seed)
     y, x = np.mgrid[:height, :width]
-    waves = np.stack([np.sin(x / 5 + seed), np.cos(y / 7 - seed), np.sin((x + y) / 9)], axis=-1) * 90 + 128
-    return Image.fromarray(np.clip(waves + rng.randint(-40, 40, waves.shape), 0, 255).astype(np.uint8))
+    ramps = np.stack([(9 * x + 3 * y) % 400, (5 * x + 11 * y) % 370, (13 * x - 7 * y) % 430], axis=-1)
+    return Image.fromarray(np.clip(np.abs(ramps - 200) + rng.randint(-30, 60, ramps.shape), 0, 255).astype(np.uint8))
 
 
 IMAGES = {"wide": (41, 23, 1), "high": (19, 50, 2), "small": (17, 17, 3)}
@@ -159,7 +168,6 @@ def processing() -> list[dict[str, Any]]:
             pixels = processor.preprocess(picture(*size))
             result.append({"processor": values, "image": name, "shape": pixels.shape, "values": _base64(pixels)})
     return result
-
 
 
 def alpha() -> dict[str, str]:
@@ -243,9 +251,9 @@ def _randomise(model: Any, seed: int) -> None:
 
     rng = np.random.RandomState(seed)
     weights = []
-    for name, array in sorted(tree_flatten(model.parameters())):
+    for name, array in sorted(dict(tree_flatten(model.parameters())).items()):
         fan_in = np.prod(array.shape[1:]) if array.ndim > 1 and ".grn." not in name else 1
-        values = rng.standard_normal(array.shape) / np.sqrt(fan_in)
+        values = rng.randint(-(2**20), 2**20, array.shape) * 1.7 / 2**20 / np.sqrt(fan_in)
         if name.endswith("norm.weight") or ".downsampling_layer.0.weight" in name:
             values = 1 + 0.2 * values
         elif array.ndim == 1 or ".grn." in name:
@@ -256,9 +264,7 @@ def _randomise(model: Any, seed: int) -> None:
 
 def checkpoints() -> dict[str, Callable[[Path], None]]:
     """How each small checkpoint is written into its folder."""
-    processor = ConvNextImageProcessor(
-        size=SIDE, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
-    )
+    processor = ConvNextImageProcessor(size=SIDE, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
 
     def write(folder: Path, model: Any, **options: Any) -> None:
         save(model, folder, processor, **options)
@@ -316,16 +322,26 @@ def outputs(folder: Path) -> dict[str, Any]:
         else:
             arrays["logits"] = found.logits
             arrays["pooled"] = model.convnextv2(pixel_values).pooler_output
+            arrays["heat"] = explain(model, pixel_values, 2)[0]
         result[name] = {
             key: {"shape": array.shape, "values": _base64(np.array(array.astype(mx.float32)))}
             for key, array in arrays.items()
-            if key in ("hidden0", "logits", "pooled") or key.startswith("feature") or array.size < 500
+            if array.size < 700 or key.startswith("feature")
         }
     return result
 
 
 def fixtures(folder: Path) -> None:
-    """Write all fixtures."""
+    """Write all fixtures, as MLX computes on a CPU."""
+    device = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        _fixtures(folder)
+    finally:
+        mx.set_default_device(device)
+
+
+def _fixtures(folder: Path) -> None:
     for name, size in IMAGES.items():
         picture(*size).save(folder / f"{name}.ppm")
     for name, make in checkpoints().items():

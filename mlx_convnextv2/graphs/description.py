@@ -106,7 +106,7 @@ of the probabilities, and how to resize and crop.
 - It runs on $device, wherever it is loaded.$cpu_note
 - Only these batch sizes were traced; another is an error.
 - Check the file against `sha256` in `$description` before you load it.
-- In C++, C and Swift the library in `native` of mlx_convnextv2 does all of that, and the resizing, for RGB;
+- In C++ and C the library in `native` of mlx_convnextv2 does all of that, and the resizing, for RGB;
   `docs/embedding.md` there is about shipping it in an app. In Python:
 
 ```python

@@ -27,6 +27,7 @@ final class ModelTests: XCTestCase {
                     switch key {
                     case "logits": array = found.logits
                     case "pooled": array = try body(pixelValues).poolerOutput
+                    case "heat": array = model.contributions(found.hiddenStates[4], of: 2)
                     default: array = found.hiddenStates[try XCTUnwrap(Int(key.dropFirst("hidden".count)))]
                     }
                     try assertEqual(array, expected, "\(name) \(image) \(key)")
