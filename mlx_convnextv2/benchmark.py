@@ -21,6 +21,7 @@ _EXAMPLES = """\
   python -m mlx_convnextv2.benchmark cold-start --size tiny --plot cold.png
   python -m mlx_convnextv2.benchmark scale --size tiny --plot growth.png
   python -m mlx_convnextv2.benchmark self-check --size tiny
+  python -m mlx_convnextv2.benchmark tune --size tiny --batch-size 1,8 --dtype float16
 """
 
 
@@ -67,7 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_image_size(ops)
     _add_runs(ops)
 
-    for name in (compare, cold_start, scale, self_check, ops):
+    tune = mode("tune", "tune", "measure what computes a model fastest on this device, and keep it for later uses")
+    _add_model(tune)
+    _add_batch_size(tune, [1, 8])
+    _add_dtypes(tune, None, "the model's")
+    _add_image_size(tune)
+
+    for name in (compare, cold_start, scale, self_check, ops, tune):
         name.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to this file")
     return parser
 
@@ -93,9 +100,11 @@ def _add_batch_size(parser: argparse.ArgumentParser, default: list[int]) -> None
     parser.add_argument("--batch-size", type=terminal.positive_ints, default=default, metavar="N,...", help=text)
 
 
-def _add_dtypes(parser: argparse.ArgumentParser) -> None:
-    text = f"compute in these, of {', '.join(terminal.DTYPE_NAMES)} (default: float32)"
-    parser.add_argument("--dtype", type=_words, default=["float32"], metavar="T,...", help=text)
+def _add_dtypes(
+    parser: argparse.ArgumentParser, default: Sequence[str] | None = ("float32",), shown: str = "float32"
+) -> None:
+    text = f"compute in these, of {', '.join(terminal.DTYPE_NAMES)} (default: {shown})"
+    parser.add_argument("--dtype", type=_words, default=default, metavar="T,...", help=text)
 
 
 def _add_image_size(parser: argparse.ArgumentParser) -> None:

@@ -86,7 +86,7 @@ def classify(args: argparse.Namespace) -> int:
     if args.max_pixels is not None:
         classifier.processor.max_pixels = args.max_pixels
     if args.verbose:
-        from .inference.fuse import describe, describe_choices
+        from .inference.fuse import chosen_operations, describe
 
         seconds = time.perf_counter() - start
         terminal.say(f"classify: {describe(classifier.model, classifier.predict)}; loaded in {seconds:.2f} s")
@@ -110,8 +110,9 @@ def classify(args: argparse.Namespace) -> int:
     if args.verbose:
         seconds = time.perf_counter() - start
         terminal.say(f"classify: {done + failed} images in {seconds:.2f} s, {(done + failed) / seconds:.1f} a second")
-        for line in describe_choices(classifier.predict):
-            terminal.say(f"classify: {line}")
+        for one in chosen_operations(classifier.predict):
+            shape = "x".join(map(str, one["shape"]))
+            terminal.say(f"classify: {one['operation']} of {shape}: {one['computed_by']}, {one['because']}")
     if not done:
         return terminal.NOTHING_DONE
     return terminal.SOME_FAILED if failed else terminal.DONE

@@ -5,8 +5,8 @@
     report = compare(size="atto", against=["transformers"], batch_size=[1, 8])
     print(report)
 
-`compare`, `cold_start`, `scale`, `self_check` and `time_operations` take the words of the command as keywords, and
-return a `Report`. docs/benchmark.md says what is in it.
+`compare`, `cold_start`, `scale`, `self_check`, `time_operations` and `tune` take the words of the command as keywords,
+and return a `Report`. docs/benchmark.md says what is in it.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from .kernels import self_check as self_check, time_operations as time_operations
     from .modes import cold_start as cold_start, compare as compare, scale as scale
     from .report import Report as Report
+    from .tuning import tune as tune
 
 # Imported on first use: `benchmark --help` loads nothing heavy, nor does the process of a peer.
 _MODULES = {
     **{"compare": "modes", "cold_start": "modes", "scale": "modes"},
-    **{"self_check": "kernels", "time_operations": "kernels", "Report": "report"},
+    **{"self_check": "kernels", "time_operations": "kernels", "Report": "report", "tune": "tuning"},
 }
 
 __all__ = [*_MODULES]

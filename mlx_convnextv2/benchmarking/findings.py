@@ -141,6 +141,28 @@ class OperationTiming(Finding):
     chosen: str
 
 
+@dataclass(frozen=True)
+class TunedOperation(Finding):
+    """Who computes an operation on this device, and how long each candidate takes.
+
+    Args:
+        milliseconds: of a block (of the whole model on a CPU), by candidate; of those that are right here.
+        failures: why the others are not.
+        rule: who would compute it unmeasured.
+        chosen: who does.
+        because: why.
+    """
+
+    operation: str
+    shape: tuple[int, ...]
+    dtype: str
+    milliseconds: dict[str, float]
+    failures: dict[str, str]
+    rule: str
+    chosen: str
+    because: str
+
+
 class Failure(str):
     """What went wrong with a contender or a kernel, while the others went on."""
 
@@ -149,7 +171,7 @@ class LeftOut(str):
     """Who cannot take part here, and why."""
 
 
-Result = TypeVar("Result", Measurement, Point, ColdStart, KernelCheck, OperationTiming)
+Result = TypeVar("Result", Measurement, Point, ColdStart, KernelCheck, OperationTiming, TunedOperation)
 News = Sequence[Finding | Failure | LeftOut]
 
 
@@ -158,7 +180,7 @@ class Findings(Generic[Result]):
     """What one benchmark found.
 
     Args:
-        mode: "compare", "cold-start", "scale", "self-check" or "ops".
+        mode: "compare", "cold-start", "scale", "self-check", "ops" or "tune".
         model: the model or the size that was asked for.
         runs: how often each was timed.
         image_size: height and width in pixels, where all images have the same.

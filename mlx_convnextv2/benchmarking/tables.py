@@ -20,6 +20,7 @@ from .findings import (
     OperationTiming,
     Point,
     Spread,
+    TunedOperation,
 )
 from .peers import OURS
 
@@ -42,7 +43,7 @@ def _together(result: Any) -> tuple[object, ...]:
     """What the results of one table have in common."""
     if type(result) is Measurement:
         return result.dtype, result.batch
-    return (result.dtype, result.shape[0]) if isinstance(result, OperationTiming) else ()
+    return (result.dtype, result.shape[0]) if isinstance(result, OperationTiming | TunedOperation) else ()
 
 
 def _lines(findings: Findings[Any], sentences: Sequence[str]) -> str:
@@ -113,6 +114,18 @@ def _timings(findings: Findings[Any], timings: Sequence[OperationTiming]) -> str
     return f"Milliseconds in {timings[0].dtype}, batch {timings[0].shape[0]}:\n{_table(rows, left=(0, 6))}"
 
 
+def _tuned(findings: Findings[Any], operations: Sequence[TunedOperation]) -> str:
+    """Milliseconds of who was chosen, and how many times as long the rule's and plain MLX take."""
+    rows = [("operation", "shape", "computed by", "ms", "rule", "plain")]
+    for one in operations:
+        own = one.milliseconds.get(one.chosen)
+        times = [one.milliseconds.get(name) for name in (one.rule, "plain")]
+        rule, plain = (f"{time / own:.2f}" if own and time else "-" for time in times)
+        rows.append((one.operation, _shape(one.shape), one.chosen, digits(own) if own else "-", rule, plain))
+    title = f"On {findings.device} in {operations[0].dtype}, and what others take:"
+    return f"{title}\n{_table(rows, left=(0, 1, 2))}"
+
+
 _FORMATS: dict[type, Callable[[Findings[Any], Any], str]] = {
     Contender: _contenders,
     Measurement: _measurements,
@@ -121,6 +134,7 @@ _FORMATS: dict[type, Callable[[Findings[Any], Any], str]] = {
     ColdStart: _cold_starts,
     KernelCheck: _checks,
     OperationTiming: _timings,
+    TunedOperation: _tuned,
 }
 
 

@@ -57,7 +57,7 @@ def write(key: dict[str, Any], value: dict[str, Any]) -> bool:
     path = _path(key)
     if path is None:
         return False
-    text = json.dumps({"key": key, "value": value}, indent=1)
+    text = json.dumps({"key": key, "value": value}) + "\n"
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from ..files.atomic_folder import Kind, new_folder
 from ..files.json_files import write_json
 from ..files.names import GRAPH_FILE
 from ..images.processor import ImageProcessor
-from ..inference.fuse import fuse
+from ..inference.fuse import chosen_operations, fuse
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .description import DESCRIPTION_FILE, README_FILE, describe, input_shape, readme, weights_dtype
 
@@ -77,13 +77,19 @@ def export_model(
     # The exporter writes each weight's memory as it lies, transposed or not, and of an unevaluated one what makes it.
     model.update(tree_map(mx.contiguous, model.parameters()))
     mx.eval(model.parameters())
-    run = classify_pixels(model, processor, features)
+    on_gpu = mx.default_device().type == mx.gpu
+    embed = fuse(model, "auto" if on_gpu else "plain", pooled=True)
+    run = classify_pixels(model, embed, processor, features)
+    if on_gpu:  # what is found out with real images is what the trace, which can try nothing, takes
+        for batch in batches:
+            mx.eval(run(mx.zeros((batch, height, width, channels), mx.uint8)))
     with new_folder(path, overwrite, GRAPH) as folder:
         with mx.exporter(str(folder / GRAPH_FILE), run) as exporter:
             for batch in batches:
                 exporter(mx.zeros((batch, height, width, channels), mx.uint8))
         _check(folder / GRAPH_FILE, run, (batches[0], height, width, channels), weights_dtype(model))
         description = describe(model, processor, (height, width, channels), batches, features, name)
+        description["operations"] = chosen_operations(embed)
         description["sha256"] = _sha256(folder / GRAPH_FILE)
         description["bytes"] = (folder / GRAPH_FILE).stat().st_size
         write_json(folder / DESCRIPTION_FILE, description)
@@ -97,14 +103,16 @@ def take_first_stream() -> None:
 
 
 def classify_pixels(
-    model: ConvNextV2ForImageClassification, processor: ImageProcessor, features: bool = False
+    model: ConvNextV2ForImageClassification,
+    embed: Callable[[mx.array], mx.array],
+    processor: ImageProcessor,
+    features: bool = False,
 ) -> Callable[[mx.array], tuple[mx.array, ...]]:
     """A function that can be traced: uint8 pixels (N, H, W, C) -> probabilities (N, num_labels) in float32.
 
-    With `features` also the pooled embedding (N, hidden_size) in float32.
+    `embed` is the model without its classifier, fused. With `features` there is also the pooled embedding
+    (N, hidden_size) in float32.
     """
-    on_gpu = mx.default_device().type == mx.gpu
-    embed = fuse(model, "auto" if on_gpu else "plain", pooled=True)
     factor = processor.rescale_factor if processor.do_rescale else 1.0
     mean = np.array(processor.image_mean, np.float32) if processor.do_normalize else np.zeros(1, np.float32)
     std = np.array(processor.image_std, np.float32) if processor.do_normalize else np.ones(1, np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
@@ -84,14 +85,20 @@ def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.arra
     return f"MLX {version} on the {device.name.upper()}, blocks {how}"
 
 
-def describe_choices(predict: Callable[[mx.array], mx.array]) -> list[str]:
-    """What was chosen for the shapes that have come, a line for each operation; nothing where there is no choice."""
+def chosen_operations(predict: Callable[[mx.array], mx.array]) -> list[dict[str, Any]]:
+    """What was chosen for the shapes that have come: "operation", "shape", "dtype", "computed_by" and "because".
+
+    Each operation is there once, whatever the number of blocks; nothing is where nothing had to be chosen.
+    """
     from .tuned import Tuned
 
-    lines: dict[str, None] = {}  # each once: the blocks of a stage are alike
     if not isinstance(predict, Tuned):
         return []
-    for shape in predict.shapes:
-        for trial, verdict in predict.verdicts(shape):
-            lines[f"{trial.operation} by {verdict.choice}, {verdict.reason}"] = None
-    return list(lines)
+    verdicts = {trial.operation: verdict for shape in predict.shapes for trial, verdict in predict.verdicts(shape)}
+    return [
+        {
+            **{"operation": operation.name, "shape": list(operation.shape), "dtype": operation.dtype},
+            **{"computed_by": verdict.choice, "because": verdict.reason},
+        }
+        for operation, verdict in verdicts.items()
+    ]

@@ -117,7 +117,7 @@ def tuned_on_cpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
     layers = [[plain_block(layer) for layer in stage.layers] for stage in body.encoder.stages]
     functions: dict[str, Function] = {PLAIN: composition.compose(model, layers, pooled)}
     config, dtype = model.config, body.embeddings.patch_embeddings.weight.dtype
-    form = f"{config.hidden_sizes}, {config.depths}, {config.hidden_act}"
+    form = f"{config.hidden_sizes}, {config.depths}, {config.hidden_act}, {config.extra.get('quantization')}"
     if supports(model):
         in_numpy = NumpyClassifier(model, pooled)
         form += f", {in_numpy.workers} workers"

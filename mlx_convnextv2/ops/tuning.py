@@ -109,7 +109,7 @@ class Verdict:
         """Why the choice is that."""
         if self.seconds:
             return "measured"
-        return f"because {self.rule} is wrong here" if self.rule in self.failures else "by the rule"
+        return f"{self.rule} is wrong here" if self.rule in self.failures else "the rule"
 
     @property
     def settled(self) -> bool:
@@ -158,6 +158,7 @@ class Tuner:
         self._left = self._budget = budget
         self._clock = clock
         self._say = say or _say
+        self.kept = True  # whatever was found so far
         self._verdicts: dict[Operation, Verdict] = {}
         self._failures: list[str] = []
         self._warned = False
@@ -276,7 +277,7 @@ class Tuner:
     def _keep(self, operation: Operation, verdict: Verdict) -> None:
         value = asdict(verdict)
         del value["rule"]
-        user_cache.write(self._key(operation), value)
+        self.kept = user_cache.write(self._key(operation), value) and self.kept
 
 
 def _timed(run: Callable[[], Any], clock: Callable[[], float]) -> float:

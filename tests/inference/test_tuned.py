@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,18 @@ import proof
 import pytest
 from conftest import randomize
 
-from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, classify, fuse
+from mlx_convnextv2 import (
+    ConvNextImageProcessor,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    classify,
+    fuse,
+    load,
+)
+from mlx_convnextv2.demo import DEMO
+from mlx_convnextv2.graphs.trace import export_model
 from mlx_convnextv2.inference import tuned as tuned_module
-from mlx_convnextv2.inference.fuse import describe_choices
+from mlx_convnextv2.inference.fuse import chosen_operations
 from mlx_convnextv2.inference.tuned import Tuned, feature_shapes, model_trial, tuned_on_cpu, tuned_on_gpu
 from mlx_convnextv2.model.quantization import quantize
 from mlx_convnextv2.ops import candidates, gpu, tuning
@@ -125,9 +135,12 @@ class TestOnAGpu:
         assert choices(tuned)["depthwise_layer_norm_residual"] == {"kernel 1x4"}
         assert choices(tuned, (1, 16, 16, 3))["depthwise_layer_norm_residual"] == {"kernel 2x4"}
         assert tuned.shapes == [SHAPE, (1, 16, 16, 3)]
-        lines = describe_choices(tuned)
-        assert "depthwise_layer_norm_residual of 2x6x5x4 in float32 by kernel 1x4, measured" in lines
-        assert len(lines) == len(set(lines)) == 2 * 2 * 2  # shapes, operations, stages: not each block
+        found = chosen_operations(tuned)
+        assert found[0] == {
+            **{"operation": "depthwise_layer_norm_residual", "shape": [2, 6, 5, 4], "dtype": "float32"},
+            **{"computed_by": "kernel 1x4", "because": "measured"},
+        }
+        assert len(found) == 2 * 2 * 2  # shapes, operations, stages: not each block
 
     def test_plain_mlx_is_not_compiled_against_its_choice(self, model, monkeypatch) -> None:
         """Where it was measured to be faster than compiled, or compiling is broken, nothing compiles the whole."""
@@ -167,6 +180,19 @@ class TestOnAGpu:
         for name in ("rule", "tuned"):
             (result,) = mx.import_function(str(tmp_path / f"{name}.mlxfn"))(pixels())
             assert_close(result, expected)
+
+    def test_an_exported_graph_is_of_what_was_found_and_says_so(self, model, monkeypatch, tmp_path) -> None:
+        device = Ticking(monkeypatch)
+        device.seconds["kernel 1x4"] = 0.5
+        monkeypatch.setattr(tuning, "shared", device.tuner)
+        monkeypatch.setattr(mx.metal, "is_available", lambda: True)
+        monkeypatch.setattr(mx, "default_stream", lambda _: "Stream(Device(gpu, 0), 0)")
+        processor = ConvNextImageProcessor(size=24, crop_pct=1.0)
+        description = export_model(model, processor, tmp_path / "graph", batches=[1, 2])
+        assert json.loads((tmp_path / "graph" / "model.json").read_text()) == description
+        found = [one for one in description["operations"] if one["operation"].startswith("depthwise")]
+        assert [one["shape"] for one in found] == [[n, side, side, c] for n in (1, 2) for side, c in ((6, 4), (3, 6))]
+        assert {(one["computed_by"], one["because"]) for one in found} == {("kernel 1x4", "measured")}
 
     @pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=str)
     def test_half_types(self, dtype: mx.Dtype, model, monkeypatch) -> None:
@@ -251,7 +277,7 @@ class TestEverythingButPlainBroken:
             assert [row["label"] for row in rows] == [str(digit) for digit in range(10)]
             warned = [line for line in output.err.splitlines() if "warning" in line]
             assert len(warned) == (run == "first")  # what failed is remembered, and not tried again
-            assert "by plain, " in output.err
+            assert output.err.count(": plain, ") == 2 * 2 * len(load(DEMO)[0].config.depths)  # operations, batches
 
     def test_one_broken_kernel_leaves_the_others(self, model, monkeypatch) -> None:
         device = Ticking(monkeypatch)
@@ -277,7 +303,9 @@ class TestOnACpu:
         assert verdict.proven == ["numpy"]
         assert set(verdict.seconds) == {"numpy", "plain"}
         assert min(verdict.seconds.values()) > 0
-        assert describe_choices(predict) == [f"model of 2x24x20x3 in float32 by {verdict.choice}, measured"]
+        (found,) = chosen_operations(predict)
+        assert found["computed_by"] == verdict.choice
+        assert found["because"] == "measured"
 
     @pytest.mark.parametrize("fastest", ["numpy", "plain"])
     def test_the_faster_one_wins(self, fastest: str, model, monkeypatch) -> None:
