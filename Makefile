@@ -25,4 +25,4 @@ parity:
 	$(bin)/python -m pytest -m "(parity or slow) and not network and not gpu"
 
 figures:  # docs' tables in seconds, README's in ten minutes
-	for table in block_traffic lower_bounds model_sizes performance; do $(bin)/python figures/$$table.py || exit; done
+	for table in metal_figures model_sizes performance; do $(bin)/python figures/$$table.py || exit; done

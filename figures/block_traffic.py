@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -152,12 +152,12 @@ def halo(side: int, channels: int, batch: int) -> float:
     return (rows + 6) * (columns + 6) / (rows * columns)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--resolution", type=int, default=224, help="pixels of an image's side (default: 224)")
     parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
     parser.add_argument("--dtype", choices=DTYPES, default="float16", help="default: float16")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     print(f"One block; batch {args.batch}, {args.resolution} x {args.resolution}, {args.dtype}. MB (launches).\n")
     print("| size | stage | pixels | C | plain | compiled | kernels | of plain | of compiled | halo |")
     print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")

@@ -11,6 +11,7 @@ read once a batch.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -80,11 +81,11 @@ def stages(size: str, resolution: int, batch: int) -> list[Stage]:
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--resolution", type=int, default=224, help="pixels of an image's side (default: 224)")
     parser.add_argument("--batch", type=int, default=1, help="images (default: 1)")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     all_stages = {size: stages(size, args.resolution, args.batch) for size in SIZES}
 
     print(f"Milliseconds for one image at least, float16, batch {args.batch}, {args.resolution} x {args.resolution}.\n")
