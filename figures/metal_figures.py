@@ -1,6 +1,6 @@
 """docs/metal-figures.md: the bytes and launches of a block, and the least time that Apple's chips can take.
 
-    python figures/metal_figures.py > docs/metal-figures.md
+python figures/metal_figures.py > docs/metal-figures.md
 """
 
 from __future__ import annotations

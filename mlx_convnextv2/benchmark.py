@@ -104,7 +104,7 @@ def _add_dtypes(
     parser: argparse.ArgumentParser, default: Sequence[str] | None = ("float32",), shown: str = "float32"
 ) -> None:
     text = f"compute in these, of {', '.join(terminal.DTYPE_NAMES)} (default: {shown})"
-    parser.add_argument("--dtype", type=_words, default=default, metavar="T,...", help=text)
+    parser.add_argument("--dtype", type=_words, default=default and list(default), metavar="T,...", help=text)
 
 
 def _add_image_size(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,9 @@ from PIL import Image
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
 
+# Before MLX multiplies anything: on Apple's M5 and on CUDA it would round the factors of float32 products.
+os.environ["MLX_ENABLE_TF32"] = "0"
+
 # The shell of a background job has it ignored, which commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

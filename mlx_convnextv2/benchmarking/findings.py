@@ -146,6 +146,7 @@ class TunedOperation(Finding):
     """Who computes an operation on this device, and how long each candidate takes.
 
     Args:
+        batch: images at once; `shape` has fewer where fewer are enough to fill a GPU.
         milliseconds: of a block (of the whole model on a CPU), by candidate; of those that are right here.
         failures: why the others are not.
         rule: who would compute it unmeasured.
@@ -154,6 +155,7 @@ class TunedOperation(Finding):
     """
 
     operation: str
+    batch: int
     shape: tuple[int, ...]
     dtype: str
     milliseconds: dict[str, float]

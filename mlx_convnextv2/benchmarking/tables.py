@@ -43,7 +43,9 @@ def _together(result: Any) -> tuple[object, ...]:
     """What the results of one table have in common."""
     if type(result) is Measurement:
         return result.dtype, result.batch
-    return (result.dtype, result.shape[0]) if isinstance(result, OperationTiming | TunedOperation) else ()
+    if isinstance(result, TunedOperation):
+        return result.dtype, result.batch
+    return (result.dtype, result.shape[0]) if isinstance(result, OperationTiming) else ()
 
 
 def _lines(findings: Findings[Any], sentences: Sequence[str]) -> str:
@@ -122,7 +124,7 @@ def _tuned(findings: Findings[Any], operations: Sequence[TunedOperation]) -> str
         times = [one.milliseconds.get(name) for name in (one.rule, "plain")]
         rule, plain = (f"{time / own:.2f}" if own and time else "-" for time in times)
         rows.append((one.operation, _shape(one.shape), one.chosen, digits(own) if own else "-", rule, plain))
-    title = f"On {findings.device} in {operations[0].dtype}, and what others take:"
+    title = f"On {findings.device} in {operations[0].dtype}, batch {operations[0].batch}, and what others take:"
     return f"{title}\n{_table(rows, left=(0, 1, 2))}"
 
 

@@ -67,6 +67,7 @@ def tune(
                 *(
                     TunedOperation(
                         operation.name,
+                        batch,
                         operation.shape,
                         operation.dtype,
                         {name: seconds * 1e3 for name, seconds in verdict.seconds.items()},

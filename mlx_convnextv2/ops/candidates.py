@@ -72,7 +72,7 @@ def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: C
         return exact, _allowed(allowed, results(PLAIN), exact)
 
     names = (*(tile_name(*tile) for tile in gpu.tiles(channels)), COMPILED, PLAIN)
-    operation = Operation("depthwise_layer_norm_residual", shape, _name(dtype), form)
+    operation = Operation("depthwise_layer_norm", shape, _name(dtype), form)
     return Trial(operation, names, rule, expected, results, chain)
 
 

@@ -28,6 +28,7 @@ from mlx_convnextv2.benchmarking.findings import (
     OperationTiming,
     Point,
     Spread,
+    TunedOperation,
 )
 from mlx_convnextv2.benchmarking.measure import PeerError, Worker, alternate, contenders
 from mlx_convnextv2.benchmarking.modes import growth, parameters
@@ -38,7 +39,7 @@ from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.files import output_files
 from mlx_convnextv2.terminal import DEFAULT_MODEL
 
-MODES = ("compare", "cold-start", "scale", "self-check", "ops")
+MODES = ("compare", "cold-start", "scale", "self-check", "ops", "tune")
 PLOTTED = MODES[:3]
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 DTYPES = ("float32", "float16", "bfloat16")
@@ -93,6 +94,11 @@ def some_report(mode: str, watch=None) -> Report:
         report.add(*growth(report.results))
     elif mode == "self-check":
         report.add(*(KernelCheck("depthwise_layer_norm_residual", (1, 56, 56, 128), t, 0.0) for t in DTYPES))
+    elif mode == "tune":
+        times = {"kernel, scaled weight": 12.345, "plain": 123.45}
+        values = {"rule": "plain", "chosen": "kernel, scaled weight", "because": "measured"}
+        names, shape, failures = ("depthwise_layer_norm", "gelu_grn"), (13, 56, 56, 128), {"compiled": "wrong"}
+        report.add(*(TunedOperation(name, 16, shape, "float16", times, failures, **values) for name in names))
     else:
         operation = "depthwise + bias + LayerNorm"
         report.add(OperationTiming(operation, (16, 56, 56, 128), "float16", 12.345, 1.2345, 0.12345, "kernel"))
@@ -174,7 +180,7 @@ class TestReport:
     def test_the_json_is_what_its_page_says(self) -> None:
         page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
         described = set(re.findall(r"`(\w+)`", page[page.index("## The JSON") :]))
-        kinds = (Contender, Measurement, Point, Growth, ColdStart, KernelCheck, OperationTiming, Spread)
+        kinds = (Contender, Measurement, Point, Growth, ColdStart, KernelCheck, OperationTiming, Spread, TunedOperation)
         fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
         assert {*some_report("compare").to_json(), *fields, "images_per_s", "agrees", "passed"} <= described
 
@@ -318,13 +324,14 @@ class TestCommand:
         monkeypatch.setattr(benchmarking, name, function, raising=False)
         assert benchmark.main([mode, "--json", "figures.json"]) == 0
         source = {"size": "tiny"} if mode == "scale" else {"model": DEFAULT_MODEL, "size": None}
-        runs = {} if mode == "self-check" else {"runs": 10}
+        runs = {} if mode in ("self-check", "tune") else {"runs": 10}
         own = {
             "compare": {"against": [], "batch_size": [1], "dtype": ["float32"], "image_size": None},
             "cold-start": {"against": ["transformers", "onnxruntime"]},
             "scale": {"against": [], "batch_size": [1, 2, 4, 8], "dtype": "float32"},
             "self-check": {"image_size": None},
             "ops": {"batch_size": [1], "dtype": ["float32"], "image_size": None},
+            "tune": {"batch_size": [1, 8], "dtype": None, "image_size": None},
         }
         assert calls == [{**source, **runs, **own[mode]}]
         assert json.loads(Path("figures.json").read_text())["mode"] == mode
@@ -342,7 +349,7 @@ class TestCommand:
             *(["cold-start", "--batch-size", "2"], ["cold-start", "--dtype", "float32"]),
             *(["cold-start", "--image-size", "8"], ["self-check", "--against", "plain"], ["self-check", "--runs", "2"]),
             *(["self-check", "--plot", "x.png"], ["self-check", "--dtype", "float16"], ["ops", "--against", "plain"]),
-            *(["self-check", "--batch-size", "2"], ["ops", "--plot", "x.png"]),
+            *(["self-check", "--batch-size", "2"], ["ops", "--plot", "x.png"], ["tune", "--runs", "2"]),
         ],
     )
     def test_a_mode_has_only_the_options_that_it_takes(self, argv: list[str], capfd) -> None:

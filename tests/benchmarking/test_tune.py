@@ -75,9 +75,9 @@ def test_a_folder_that_cannot_be_written_is_said(monkeypatch, tmp_path) -> None:
 
 def test_the_table_says_what_won_by_how_much() -> None:
     times = {"kernel 4x4": 2.0, "kernel 1x2": 1.0, "plain": 3.5}
-    one = TunedOperation("depthwise", (1, 7, 7, 8), "float16", times, {}, "kernel 4x4", "kernel 1x2", "measured")
-    two = TunedOperation("depthwise", (1, 3, 3, 8), "float16", {}, {}, "kernel 4x4", "kernel 4x4", "the rule")
+    one = TunedOperation("depthwise", 1, (1, 7, 7, 8), "float16", times, {}, "kernel 4x4", "kernel 1x2", "measured")
+    two = TunedOperation("depthwise", 1, (1, 3, 3, 8), "float16", {}, {}, "kernel 4x4", "kernel 4x4", "the rule")
     lines = str(Report("tune", "tiny", results=[one, two], device="Apple M3")).splitlines()
-    assert lines[0] == "On Apple M3 in float16, and what others take:"
+    assert lines[0] == "On Apple M3 in float16, batch 1, and what others take:"
     assert lines[2].split() == ["depthwise", "1x7x7x8", "kernel", "1x2", "1.00", "2.00", "3.50"]
     assert lines[3].split() == ["depthwise", "1x3x3x8", "kernel", "4x4", "-", "-", "-"]

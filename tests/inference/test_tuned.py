@@ -112,7 +112,7 @@ class TestOnAGpu:
         device.seconds[fastest] = 0.5
         tuned = tuned_on_gpu(model, device.tuner())
         assert_close(tuned(pixels()), expected)
-        assert choices(tuned)["depthwise_layer_norm_residual"] == {fastest}
+        assert choices(tuned)["depthwise_layer_norm"] == {fastest}
         device.ran.clear()
         tuned(pixels())
         assert device.ran.count(fastest) >= BLOCKS
@@ -132,12 +132,12 @@ class TestOnAGpu:
         tuned(pixels())
         device.seconds = {"kernel 2x4": 0.5}
         tuned(pixels((1, 16, 16, 3)))
-        assert choices(tuned)["depthwise_layer_norm_residual"] == {"kernel 1x4"}
-        assert choices(tuned, (1, 16, 16, 3))["depthwise_layer_norm_residual"] == {"kernel 2x4"}
+        assert choices(tuned)["depthwise_layer_norm"] == {"kernel 1x4"}
+        assert choices(tuned, (1, 16, 16, 3))["depthwise_layer_norm"] == {"kernel 2x4"}
         assert tuned.shapes == [SHAPE, (1, 16, 16, 3)]
         found = chosen_operations(tuned)
         assert found[0] == {
-            **{"operation": "depthwise_layer_norm_residual", "shape": [2, 6, 5, 4], "dtype": "float32"},
+            **{"operation": "depthwise_layer_norm", "shape": [2, 6, 5, 4], "dtype": "float32"},
             **{"computed_by": "kernel 1x4", "because": "measured"},
         }
         assert len(found) == 2 * 2 * 2  # shapes, operations, stages: not each block
@@ -286,7 +286,7 @@ class TestEverythingButPlainBroken:
         tuned = tuned_on_gpu(model, device.tuner(measures=False))
         with pytest.warns(WrongKernelWarning):
             tuned(pixels())
-        assert choices(tuned)["depthwise_layer_norm_residual"] == {"plain"}
+        assert choices(tuned)["depthwise_layer_norm"] == {"plain"}
         assert choices(tuned)["gelu_grn"] == {candidates.ON_WEIGHT, candidates.ON_INPUT}
 
 
