@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import importlib
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
+import proof
 import pytest
 from hypothesis import HealthCheck, settings
 from mlx.utils import tree_flatten
@@ -23,6 +32,10 @@ os.environ["MLX_ENABLE_TF32"] = "0"
 
 # The shell of a background job has it ignored, which commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# huggingface_hub reads these once, and whichever test comes first would decide; commands set them themselves.
+QUIET_HUB = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_VERBOSITY": "error"}
+os.environ.update(QUIET_HUB)
 
 # Nor does a slow or busy machine make a test fail.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,6 +64,13 @@ def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path_factory.mktemp("user cache")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _share_compiled_kernels(tmp_path_factory) -> None:
+    """The workers of pytest-xdist compile each kernel once."""
+    own = tmp_path_factory.getbasetemp()
+    proof.folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
@@ -91,21 +111,101 @@ def photo() -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
 
 
+@pytest.fixture
+def copy(hf_folder, tmp_path) -> Path:
+    """`small_model` as a Hugging Face checkpoint that a test may change, alone in a folder."""
+    return Path(shutil.copytree(hf_folder, tmp_path / "sources" / "copy"))
+
+
+@pytest.fixture
+def as_everybody() -> Iterator[None]:
+    """Let the rights of files count for root as for everybody, in this thread."""
+    if os.geteuid() != 0:
+        yield
+        return
+    if sys.platform != "linux":
+        pytest.skip("root may read and write everything")
+    libc, this_thread = ctypes.CDLL(None, use_errno=True), (ctypes.c_uint32 * 2)(0x20080522, 0)  # linux/capability.h
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; and their upper halves
+    assert libc.capget(this_thread, sets) == 0
+    before = sets[0]
+    override_rights, read_all = 1 << 1, 1 << 2
+    sets[0] &= ~(override_rights | read_all)
+    assert libc.capset(this_thread, sets) == 0
+    yield
+    sets[0] = before
+    assert libc.capset(this_thread, sets) == 0
+
+
+@dataclass
+class Finished:
+    """What a command left: its exit status, and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 @pytest.fixture(scope="session")
-def run() -> Callable[..., subprocess.CompletedProcess]:
-    """Run `python -m mlx_convnextv2.COMMAND ARGUMENTS...` in a process of its own, without a terminal."""
+def run() -> Callable[..., Finished]:
+    """Run a command in this process, without a terminal: `run("classify", "cat.jpg", "--top-k", 1)`.
+
+    What a command changes in its process is undone: variables, the working folder, streams, what handles signals.
+    """
 
     def run(
-        command: str, *arguments: object, env: dict[str, str] | None = None, **options
-    ) -> subprocess.CompletedProcess:
-        options.setdefault("text", True)
-        return subprocess.run(
-            [sys.executable, "-m", f"mlx_convnextv2.{command}", *map(str, arguments)],
-            capture_output=True,
-            timeout=600,
-            cwd=options.pop("cwd", ROOT),
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **(env or {})},
-            **options,
-        )
+        command: str,
+        *arguments: object,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] = ROOT,
+        stdin: bytes = b"",
+    ) -> Finished:
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", newline="") for _ in range(2))
+        handler = signal.getsignal(signal.SIGTERM)
+        with pytest.MonkeyPatch.context() as patch, variables({"HF_HUB_OFFLINE": "1", **(env or {})}):
+            patch.chdir(cwd)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            try:
+                status = importlib.import_module(f"mlx_convnextv2.{command}").main(list(map(str, arguments)))
+            except SystemExit as ended:
+                status = ended.code
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+        for stream in (out, err):
+            stream.flush()
+        return Finished(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))
 
     return run
+
+
+@contextlib.contextmanager
+def variables(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, which huggingface_hub reads once: it is made to read them again."""
+
+    def read_again() -> None:
+        if constants := sys.modules.get("huggingface_hub.constants"):
+            importlib.reload(constants)
+
+    try:
+        with mock.patch.dict(os.environ, values):
+            read_again()
+            yield
+    finally:
+        read_again()
+
+
+@pytest.fixture(scope="session")
+def run_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run`, in a process of its own: `python -m mlx_convnextv2.COMMAND ARGUMENTS...`."""
+
+    def run_process(
+        command: str, *arguments: object, env: Mapping[str, str] | None = None, **options: Any
+    ) -> subprocess.CompletedProcess[str]:
+        inherited = {name: value for name, value in os.environ.items() if name not in QUIET_HUB}
+        words = [sys.executable, "-m", f"mlx_convnextv2.{command}", *map(str, arguments)]
+        options = {"cwd": ROOT, "env": {**inherited, "HF_HUB_OFFLINE": "1", **(env or {})}, **options}
+        return subprocess.run(words, capture_output=True, text=True, timeout=600, **options)
+
+    return run_process

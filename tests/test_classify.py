@@ -1,12 +1,15 @@
-"""`classify` as a user runs it: a process of its own, its exit status, and what it prints."""
+"""`classify` as a user runs it: its exit status, and what it prints."""
 
 import csv
 import fcntl
 import io
 import json
 import os
+import pty
 import re
+import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -24,9 +27,7 @@ from mlx_convnextv2 import ConvNextV2Config, ConvNextV2Model, ImageClassifier, l
 @pytest.fixture
 def classify(run, mlx_folder):
     def classify(*arguments, model=mlx_folder, **options):
-        result = run("classify", *arguments, "--model", model, **options)
-        assert "Traceback" not in str(result.stderr)
-        return result
+        return run("classify", *arguments, "--model", model, **options)
 
     return classify
 
@@ -65,8 +66,7 @@ def test_a_folder_is_searched_for_images_in_order_without_hidden_ones(classify, 
 
 def test_standard_input_is_an_image(classify, folder):
     content = (folder / "b.png").read_bytes()
-    result = classify("-", "--format", "json", input=content, text=False)
-    (piped,) = map(json.loads, result.stdout.decode().splitlines())
+    (piped,) = json_lines(classify("-", "--format", "json", stdin=content))
     (from_file,) = json_lines(classify(folder / "b.png", "--format", "json"))
     assert piped == {**from_file, "image": "-"}
 
@@ -123,8 +123,8 @@ def test_the_table_shows_file_score_bar_and_label(classify, folder):
         assert label == prediction["label"]
 
 
-def test_the_table_falls_back_to_ascii(classify, folder):
-    result = classify(folder / "b.png", env={"PYTHONIOENCODING": "ascii"})
+def test_the_table_falls_back_to_ascii(run_process, folder, mlx_folder):
+    result = run_process("classify", folder / "b.png", "--model", mlx_folder, env={"PYTHONIOENCODING": "ascii"})
     assert result.returncode == 0
     assert result.stdout.isascii()
     assert "#" in result.stdout
@@ -228,7 +228,6 @@ def test_wrong_arguments_are_2(run, arguments, word):
     result = run("classify", *arguments)
     assert result.returncode == 2
     assert word in result.stderr
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize("model", ["./gone", "/gone/folder", "some where", "", "somebody/uncached"])
@@ -329,9 +328,6 @@ def test_a_stream_that_the_shell_has_closed_is_no_traceback(closed, mlx_folder, 
 
 def read_terminal(command, until=None, env=None):
     """Run a command with a terminal for its standard error, up to a word there: what came there, and the output."""
-    import pty
-    import select
-
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     with tempfile.TemporaryFile("w+") as out:
@@ -352,26 +348,15 @@ def read_terminal(command, until=None, env=None):
 
 
 def test_many_images_are_counted_on_a_terminal_alone(many, mlx_folder, run):
-    command = [
-        sys.executable,
-        "-m",
-        "mlx_convnextv2.classify",
-        str(many),
-        "--model",
-        str(mlx_folder),
-        "--format",
-        "json",
-    ]
-    seen, out = read_terminal(command)
-    assert "/400 [" in seen
+    some = [*sorted(many.iterdir())[:20], "--model", mlx_folder, "--format", "json"]
+    seen, out = read_terminal([sys.executable, "-m", "mlx_convnextv2.classify", *some])
+    assert "/20 [" in seen
     assert re.search(r"\r *\r$", seen)  # the line is wiped
-    assert len(out.splitlines()) == 400
-    assert run("classify", many, "--model", mlx_folder).stderr == ""
+    assert len(out.splitlines()) == 20
+    assert run("classify", *some).stderr == ""
 
 
 def test_the_first_word_comes_before_a_model_is_downloaded(tmp_path):
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and never answers
         env = {
             "HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}",

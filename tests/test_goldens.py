@@ -22,6 +22,8 @@ from make_goldens import (
 from mlx_convnextv2.model.config import ACTIVATIONS, PROBLEM_TYPES
 
 STORED = json.loads(GOLDENS.read_text(encoding="utf-8"))
+# tiny takes seconds, and is no other code than atto.
+NAMES = [pytest.param(name, marks=pytest.mark.slow if name == "tiny" else ()) for name in CASES]
 WITH_LOSSES = [name for name, case in CASES.items() if case["losses"]]
 
 
@@ -42,7 +44,7 @@ def test_every_activation_has_a_case():
     assert {case["config"].get("hidden_act", "gelu") for case in CASES.values()} == set(ACTIVATIONS)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_classifier_gives_transformers_numbers(name):
     case, expected = CASES[name], STORED[name]["expected"]
     model, pixel_values = classifier(case["config"]), mx.array(pixels(case["shape"]))
@@ -54,7 +56,7 @@ def test_the_classifier_gives_transformers_numbers(name):
     assert_equals(model.convnextv2(pixel_values).pooler_output, expected["pooler_output"])
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_backbone_gives_transformers_numbers(name):
     case, expected = CASES[name], STORED[name]["expected"]
     outputs = backbone(case["config"])(mx.array(pixels(case["shape"])))

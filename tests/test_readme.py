@@ -3,18 +3,17 @@
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-import mlx.core as mx
-import numpy as np
 import pytest
+from checkpoint_files import as_original, as_timm, parameters
 from conftest import ROOT, SMALL, randomize
 from hub_server import HubServer
-from mlx.utils import tree_flatten
 from PIL import Image
-from source_keys import original_key, timm_key
+from safetensors.numpy import save_file
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
 from mlx_convnextv2.benchmark import build_parser
@@ -43,21 +42,22 @@ def world(tmp_path_factory):
     hub = HubServer(root / "hub")
     for name in ("facebook/convnextv2-tiny-1k-224", "facebook/convnextv2-base-22k-224"):
         hub.commit(name, source)
-    hub.commit("timm/convnextv2_nano.fcmae_ft_in1k", as_timm(model, root / "timm"))
+    (root / "timm").mkdir()
+    save_file(as_timm(model), root / "timm" / "model.safetensors", {"format": "pt"})
+    (root / "timm" / "config.json").write_text('{"architecture": "convnextv2_nano", "num_classes": 1000}')
+    hub.commit("timm/convnextv2_nano.fcmae_ft_in1k", root / "timm")
     folder = root / "folder"
-    for name in (
-        "cat.jpg",
-        "dog.jpg",
-        "photos/cat.jpg",
-        "imagenet/val/n01440764/1.jpg",
-        "imagenet/val/n15075141/2.jpg",
-    ):
+    photos = ("cat.jpg", "dog.jpg", "photos/cat.jpg")
+    for name in (*photos, "imagenet/val/n01440764/1.jpg", "imagenet/val/n15075141/2.jpg"):
         make_photo(folder / name)
     if importlib.util.find_spec("torch"):
-        write_original(model, folder / "convnextv2_atto_1k_224_ema.pt")
+        import torch
+
+        weights = {name: torch.tensor(array) for name, array in as_original(model).items()}
+        torch.save({"model": weights}, folder / "convnextv2_atto_1k_224_ema.pt")
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    yield folder, {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path, **env}
+    yield folder, {"PYTHONPATH": str(ROOT), "PATH": path, **env}
     hub.stop()
 
 
@@ -66,25 +66,9 @@ def make_photo(path):
     Image.linear_gradient("L").convert("RGB").resize((320, 240)).save(path)
 
 
-def pytorch_weights(model):
-    for name, array in tree_flatten(model.parameters()):
-        is_convolution = array.ndim == 4 and "grn" not in name
-        yield name, array.transpose(0, 3, 1, 2) if is_convolution else array
-
-
-def as_timm(model, folder):
-    weights = {timm_key(name): array.reshape(-1) if "grn" in name else array for name, array in pytorch_weights(model)}
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "model.safetensors"), weights, {"format": "pt"})
-    (folder / "config.json").write_text('{"architecture": "convnextv2_nano", "num_classes": 1000}')
-    return folder
-
-
-def write_original(model, path):
-    import torch
-
-    weights = {original_key(name): torch.tensor(np.array(array)) for name, array in pytorch_weights(model)}
-    torch.save({"model": weights}, path)
+def by_shell(command, world):
+    folder, env = world
+    return subprocess.run(command, shell=True, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True)
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
@@ -92,14 +76,18 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
     assert all(command.startswith(("python -m mlx_convnextv2.", "cat cat.jpg | python")) for command in EXAMPLES)
 
 
-def test_the_commands_run_in_order_word_for_word(world):
+def test_the_commands_run_in_order_word_for_word(world, run):
     folder, env = world
     for command in EXAMPLES:
         if ".pt " in command and not importlib.util.find_spec("torch"):
             continue  # needs the extra `torch`, as README says
         if "--format coreml" in command and not importlib.util.find_spec("coremltools"):
             continue  # needs the extra `coreml`
-        result = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True)
+        if re.search("[|>]", command):
+            result = by_shell(command, world)
+        else:
+            program, *arguments = shlex.split(command)[2:]
+            result = run(program.removeprefix("mlx_convnextv2."), *arguments, env=env, cwd=folder)
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert (folder / "labels.csv").read_text().startswith("image,rank,label,index,score,error\n")
     assert "tench, Tinca tinca" in (folder / "report.html").read_text()
@@ -114,11 +102,10 @@ def test_the_benchmarks_are_commands_that_exist():
 
 
 def test_the_python_runs(world):
-    folder, env = world
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert len(blocks) == 2
     for block in blocks:
-        result = subprocess.run([sys.executable, "-c", block], cwd=folder, env=env, capture_output=True, text=True)
+        result = by_shell(shlex.join([sys.executable, "-c", block]), world)
         assert result.returncode == 0, f"{block}\n{result.stderr}"
 
 
@@ -133,9 +120,7 @@ def test_the_table_of_checkpoints_counts_the_parameters():
     for size, shown in rows:
         with no_init_weights():
             model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
-        assert sum(array.size for array in dict(tree_flatten(model.parameters())).values()) == int(
-            shown.replace(",", "")
-        )
+        assert sum(array.size for array in parameters(model).values()) == int(shown.replace(",", ""))
 
 
 @pytest.mark.slow

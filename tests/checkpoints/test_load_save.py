@@ -9,13 +9,13 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
+from checkpoint_files import DTYPES, INDEX, assert_same_weights, content, parameters
 from conftest import ROOT, SMALL, randomize
 from mlx.utils import tree_flatten
 
@@ -31,38 +31,7 @@ from mlx_convnextv2 import (
 from mlx_convnextv2.checkpoints.model_card import read_licence
 from mlx_convnextv2.files.atomic_folder import new_folder
 
-INDEX = "model.safetensors.index.json"
-DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 FORMATS = ["mlx", "huggingface"]
-
-
-def parameters(model) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))
-
-
-def bits(array: mx.array) -> bytes:
-    return bytes(memoryview(array.view(mx.uint8)))
-
-
-def assert_same_weights(model, expected) -> None:
-    """Bit by bit, dtypes and names included."""
-    ours, theirs = parameters(model), parameters(expected)
-    assert list(ours) == list(theirs)
-    for name, array in ours.items():
-        assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape), name
-        assert bits(array) == bits(theirs[name]), name
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder and what is in it; for a file, the file itself."""
-    files = [folder] if folder.is_file() else [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
-@pytest.fixture
-def copy(hf_folder, tmp_path) -> Path:
-    """A Hugging Face checkpoint that a test may change."""
-    return Path(shutil.copytree(hf_folder, tmp_path / "copy"))
 
 
 @pytest.fixture(scope="module")
@@ -728,60 +697,14 @@ def test_the_new_folder_and_its_files_have_the_rights_that_the_umask_gives(tmp_p
 
 # --- disks that cannot be written to --------------------------------------------------------------------------------
 
-SAVE = """
-import sys
-from mlx_convnextv2 import load, save
-model, processor = load(sys.argv[1])
-try:
-    save(model, sys.argv[2], processor)
-except OSError as error:
-    print(f"{type(error).__name__}: {error}")
-"""
 
-
-def drop_root_rights() -> None:
-    """Let the rights of files count for root as for everybody."""
-    if os.geteuid() == 0:
-        import ctypes
-
-        drop_bounding_capability, override_rights, read_all = 24, 1, 2  # of linux/prctl.h and linux/capability.h
-        for capability in (override_rights, read_all):
-            assert ctypes.CDLL(None).prctl(drop_bounding_capability, capability, 0, 0, 0) == 0
-
-
-def limit_file_size() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # of 104 kB
-
-
-def save_elsewhere(source: Path, target: Path, prepare: Callable[[], None]) -> str:
-    """What `SAVE` prints in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", SAVE, source, target],
-        cwd=ROOT,
-        preexec_fn=prepare,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    ).stdout
-
-
-@pytest.mark.skipif(sys.platform != "linux" and os.geteuid() == 0, reason="root may write everywhere")
-def test_a_parent_that_is_read_only_is_an_oserror(tmp_path, mlx_folder):
+@pytest.mark.usefixtures("as_everybody")
+def test_a_parent_that_is_read_only_is_an_oserror(tmp_path, small_model):
     parent = tmp_path / "read-only"
-    parent.mkdir()
-    parent.chmod(0o555)
-    assert save_elsewhere(mlx_folder, parent / "saved", drop_root_rights).startswith("PermissionError: ")
+    parent.mkdir(mode=0o555)
+    with pytest.raises(PermissionError):
+        save(small_model, parent / "saved")
     assert list(parent.iterdir()) == []
-
-
-def test_a_file_that_cannot_grow_is_an_oserror_and_leaves_nothing(tmp_path, mlx_folder):
-    printed = save_elsewhere(mlx_folder, tmp_path / "saved", limit_file_size)
-    assert printed.startswith("OSError: ")
-    assert "space" in printed
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -792,20 +715,6 @@ def test_where_a_disk_is_mounted_nothing_is_replaced(tmp_path, small_model, monk
     with pytest.raises(FileExistsError, match="choose another folder"):
         save(small_model, target, overwrite=overwrite)
     assert list(tmp_path.iterdir()) == [target]
-
-
-@pytest.mark.parametrize("kilobytes", [8, 64])
-def test_a_full_disk_is_an_oserror_and_leaves_nothing(tmp_path, mlx_folder, kilobytes):
-    # In a mount namespace of its own, which ends with the process.
-    mount = f"mount -t tmpfs -o size={kilobytes}k tmpfs '{tmp_path}'"
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "sh", "-c", mount], check=False).returncode:
-        pytest.skip("no file system may be mounted here")
-    script = f"{mount} && \"$@\" && ls -A '{tmp_path}'"
-    arguments = ["unshare", "-rm", "sh", "-c", script, "sh", sys.executable, "-c", SAVE, mlx_folder, tmp_path / "saved"]
-    result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True, timeout=600)
-    assert result.stdout.startswith("OSError: ")
-    assert "space" in result.stdout
-    assert len(result.stdout.splitlines()) == 1  # `ls` has nothing to list
 
 
 def test_a_folder_for_transformers_has_none_of_timm_s_keys(tmp_path, small_model):

@@ -74,6 +74,6 @@ def test_the_demo_explains_a_digit_from_anywhere(world, capsys):
 
 def test_standard_input_is_a_picture(world, mlx_folder, run):
     picture = (world / "cat.png").read_bytes()
-    result = run("explain", "-", "--model", mlx_folder, "--format", "json", input=picture, text=False)
+    result = run("explain", "-", "--model", mlx_folder, "--format", "json", stdin=picture)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["image"] == "-"

@@ -149,7 +149,9 @@ class TestOperations:
 
 
 class TestModel:
-    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize(
+        "size", [pytest.param(size, marks=pytest.mark.slow if size in ("large", "huge") else ()) for size in SIZES]
+    )
     def test_widths_of_each_size(self, size):
         model = build(hidden_sizes=SIZES[size]["hidden_sizes"], depths=[1, 1, 1, 1])
         assert_equals_plain(model, mx.array(normal(1, 64, 64, 3)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest import mock
 
 import mlx.core as mx
@@ -113,14 +114,26 @@ def stage_shapes(resolution: int) -> list[tuple[int, int]]:
 
 
 SLOW_DTYPES = [mx.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
-RESOLUTIONS = [*stage_shapes(224), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in stage_shapes(384))]
+
+
+def stages() -> Iterator[Any]:
+    """Every stage of the eight sizes at 224 and 384; slow where an earlier one has the same tile, and so the text."""
+    seen = set()
+    for side, channels in (*stage_shapes(224), *stage_shapes(384)):
+        channels_per_thread, _, *tile = gpu.tile_of(1, side, side, channels)
+        text = (channels_per_thread, *tile)
+        yield pytest.param(side, channels, marks=pytest.mark.slow if text in seen else ())
+        seen.add(text)
+
+
+STAGES = list(stages())
 
 
 class TestStageShapes:
     """Every stage of the eight sizes at 224 and 384, in the tiles of the whole image on its first rows."""
 
     @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
-    @pytest.mark.parametrize(("side", "channels"), RESOLUTIONS)
+    @pytest.mark.parametrize(("side", "channels"), STAGES)
     def test_depthwise(self, side: int, channels: int, dtype: mx.Dtype, device: Callable) -> None:
         tile = gpu.tile_of(1, side, side, channels)
         rows = min(side, max(tile[2] + 1, 4000 // (side * channels) + 1))
@@ -128,7 +141,7 @@ class TestStageShapes:
             check_depthwise((1, rows, side, channels), dtype, device)
 
     @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
-    @pytest.mark.parametrize(("side", "channels"), RESOLUTIONS)
+    @pytest.mark.parametrize(("side", "channels"), STAGES)
     def test_gelu_grn(self, side: int, channels: int, dtype: mx.Dtype, device: Callable) -> None:
         check_gelu_grn((1, min(side * side, 40), 4 * channels), dtype, device)
 
@@ -140,7 +153,7 @@ class TestStageShapes:
 
 
 class TestOddShapes:
-    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
     @pytest.mark.parametrize(
         "shape",
         [(1, 1, 1, 1), (1, 1, 1, 5), (2, 1, 9, 33), (3, 9, 1, 31), (1, 2, 3, 257), (1, 5, 4, 513), (65, 2, 2, 8)],
@@ -149,11 +162,16 @@ class TestOddShapes:
     def test_depthwise(self, shape: tuple[int, int, int, int], dtype: mx.Dtype, device: Callable) -> None:
         check_depthwise(shape, dtype, device)
 
+    @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+    def test_depthwise_in_half_precision(self, dtype: mx.Dtype, device: Callable) -> None:
+        check_depthwise((2, 5, 9, 33), dtype, device)
+
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 7), (1, 257, 33), (3, 8, 300)], ids=str)
     def test_gelu_grn(self, shape: tuple[int, int, int], dtype: mx.Dtype, device: Callable) -> None:
         check_gelu_grn(shape, dtype, device)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("tile", [(1, 1), (1, 2), (1, 4), (2, 4), (4, 4), (8, 4)], ids=str)
     def test_every_tile(self, tile: tuple[int, int], device: Callable) -> None:
         with mock.patch.object(gpu, "tile_of", return_value=(2, 64, *tile)):
@@ -170,7 +188,8 @@ class TestOddShapes:
         gpu.depthwise_conv2d(random(3, 7, 6, 2), random(7, 7, 2), random(2))
         assert len(calls) == 1  # the bound is that of one image
 
-    @settings(max_examples=25, deadline=None)
+    @pytest.mark.slow
+    @settings(max_examples=25)
     @given(
         batch=st.integers(1, 3),
         height=st.integers(1, 12),

@@ -8,6 +8,7 @@ defined in metal_cpp.h, and runs every thread of every threadgroup in machine.cp
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import subprocess
@@ -33,6 +34,7 @@ SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Werror")
 # Attributes of Metal, which C++ may ignore.
 _KERNEL_FLAGS = ("-Wno-attributes", "-Wno-unused-parameter", "-Wno-unknown-pragmas")
+folder: Path | None = None  # where programs are compiled, which tests set
 _NUMPY = {mx.float32: np.dtype(np.float32), mx.float16: np.dtype(np.float16), mx.bfloat16: np.dtype(np.uint16)}
 
 
@@ -83,10 +85,10 @@ def execute(launch: Launch, inputs: Sequence[mx.array], seed: int = 0) -> list[m
             case.append(np.array([0, content], np.uint64).tobytes())
         else:
             case += [np.array([1, len(content)], np.uint64).tobytes(), content]
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "case").write_bytes(b"".join(case))
-        run([program, f"{folder}/case", f"{folder}/outputs"])
-        content = (Path(folder) / "outputs").read_bytes()
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "case").write_bytes(b"".join(case))
+        run([program, f"{temporary}/case", f"{temporary}/outputs"])
+        content = (Path(temporary) / "outputs").read_bytes()
     ends = np.cumsum([size for size in found if isinstance(size, int)]).tolist()
     return results(launch, [content[start:end] for start, end in zip([0, *ends], ends, strict=False)])
 
@@ -141,24 +143,25 @@ def compiled(name: str, text: str) -> Path:
 
 @cache
 def _compiled(name: str, text: str) -> Path:
-    folder = _machine().parent
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    source, program = folder / f"{key}.cpp", folder / key
-    source.write_text(f"{text}\n{_entry(text)}", encoding="utf-8")
-    run(["g++", *FLAGS, *_KERNEL_FLAGS, *SANITIZERS, f"-I{HERE}", source, _machine(), "-o", program])
-    return program
+    text = f"{text}\n{_entry(text)}"
+    program = _machine().with_name(hashlib.sha256(text.encode()).hexdigest()[:16])
+    source = program.with_name(f"{program.name}-{os.getpid()}.cpp")
+    source.write_text(text, encoding="utf-8")
+    return _made(program, *_KERNEL_FLAGS, f"-I{HERE}", source, _machine())
 
 
 @cache
 def _machine() -> Path:
-    folder = Path(_folder().name)
-    run(["g++", *FLAGS, *_MACHINE_FLAGS, *SANITIZERS, "-c", HERE / "machine.cpp", "-o", folder / "machine.o"])
-    return folder / "machine.o"
+    return _made((folder or Path(tempfile.mkdtemp())) / "machine.o", *_MACHINE_FLAGS, "-c", HERE / "machine.cpp")
 
 
-@cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory()
+def _made(target: Path, *arguments: str | Path) -> Path:
+    """What g++ makes, unless another worker of pytest-xdist has made it; it appears whole."""
+    if not target.exists():
+        unfinished = target.with_name(f"{target.name}-{os.getpid()}")
+        run(["g++", *FLAGS, *SANITIZERS, *arguments, "-o", unfinished])
+        unfinished.replace(target)
+    return target
 
 
 def run(command: Sequence[str | Path]) -> None:

@@ -49,7 +49,7 @@ def assert_said(capsys, out: Path) -> None:
 def test_a_file_that_cannot_grow_is_a_sentence_and_leaves_what_was_there(
     writer, size, limit_file_size, tmp_path, capsys
 ):
-    out = tmp_path / "out"
+    out = tmp_path / "a" / "b" / "out"
     if "over" in writer:
         assert WRITERS[writer](out) == 0
     before = {path.name: path.read_bytes() for path in out.glob("*")}
@@ -62,7 +62,8 @@ def test_a_file_that_cannot_grow_is_a_sentence_and_leaves_what_was_there(
     assert status == 2
     assert_said(capsys, out)
     assert {path.name: path.read_bytes() for path in out.glob("*")} == before
-    assert [path.name for path in tmp_path.iterdir()] == (["out"] if before else [])
+    assert list(tmp_path.rglob("*.partial")) == []
+    assert list(tmp_path.iterdir()) == ([tmp_path / "a"] if before else [])  # not even the folders above
 
 
 @pytest.fixture

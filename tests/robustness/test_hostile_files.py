@@ -1,35 +1,27 @@
-"""Files made to break the reader: always a sentence, never another exception, a hang or much time or memory."""
+"""Files made to break the reader: always a sentence, never another exception, a hang or much memory."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import shutil
 import struct
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from checkpoint_files import as_timm, assert_same_weights, parts, write_parts
 from hypothesis import given, settings, strategies as st
-from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 
-from mlx_convnextv2 import ConvNextV2Model, load
+from mlx_convnextv2 import load
 from mlx_convnextv2.checkpoints.model_card import read_licence
 from mlx_convnextv2.conversion.convert import convert
 
-SECONDS = 60  # of processor time: what takes longer, on any machine, does not end
-AS_MUCH = 5  # times the processor time that an innocent checkpoint takes on the same machine
-MEGABYTES = 1000
 CHARACTERS = 2000  # a long sentence with a path in it
 BIG = 200_000_000  # bytes, where a file is to be hundreds of megabytes
 
@@ -42,7 +34,6 @@ many = settings(max_examples=150, deadline=None, derandomize=True)
 
 def outcome(read, *arguments, **options) -> str | None:
     """The sentence of the error, or None: anything but a ValueError or OSError passes through and fails the test."""
-    start = time.process_time()
     try:
         result = read(*arguments, **options)
         if isinstance(result, tuple):
@@ -52,7 +43,6 @@ def outcome(read, *arguments, **options) -> str | None:
         message = str(error)
         assert message
         assert len(message) < CHARACTERS, f"{len(message)} characters: {message[:200]}"
-    assert time.process_time() - start < SECONDS
     return message
 
 
@@ -63,28 +53,12 @@ def refused(folder: Path, *words: str, read=load, **options) -> None:
         assert word in message
 
 
-@pytest.fixture
-def copy(hf_folder, tmp_path) -> Path:
-    return Path(shutil.copytree(hf_folder, tmp_path / "net"))
-
-
 @pytest.fixture(scope="session")
-def timm_folder(hf_folder, tmp_path_factory) -> Path:
+def timm_folder(small_model, tmp_path_factory) -> Path:
     """The small model under timm's names, with timm's config.json."""
     folder = tmp_path_factory.mktemp("checkpoints") / "timm"
     folder.mkdir()
-    renames = [
-        *((r"^convnextv2\.embeddings\.patch_embeddings", "stem.0"), (r"^convnextv2\.embeddings\.layernorm", "stem.1")),
-        *((r"^convnextv2\.encoder\.", ""), (r"\.downsampling_layer\.", ".downsample."), (r"\.layers\.", ".blocks.")),
-        *((r"\.dwconv\.", ".conv_dw."), (r"(blocks\.\d+)\.layernorm", r"\1.norm"), (r"\.pwconv", ".mlp.fc")),
-        *((r"\.grn\.", ".mlp.grn."), (r"^convnextv2\.layernorm", "head.norm"), (r"^classifier", "head.fc")),
-    ]
-    tensors = {}
-    for name, array in load_file(hf_folder / "model.safetensors").items():
-        for pattern, replacement in renames:
-            name = re.sub(pattern, replacement, name)
-        tensors[name] = array
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_file(as_timm(small_model), folder / "model.safetensors", {"format": "pt"})
     pretrained_cfg = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.5] * 3, "license": "mit"}
     values = {"architecture": "convnextv2_x", "num_classes": 7, "model_args": {}, "pretrained_cfg": pretrained_cfg}
     (folder / "config.json").write_text(json.dumps(values))
@@ -134,7 +108,7 @@ json_values = st.recursive(
 )
 
 
-def edit_json(file: Path, place: tuple[str, ...], literal: str | None) -> None:
+def put(file: Path, place: tuple[str, ...], literal: str | None) -> None:
     """Put a literal, which json.dumps may not be able to write, at a place; None takes the place out."""
     values = json.loads(file.read_text())
     inside = values
@@ -146,13 +120,15 @@ def edit_json(file: Path, place: tuple[str, ...], literal: str | None) -> None:
     file.write_text(json.dumps(values).replace('"@literal@"', literal or ""))
 
 
-@pytest.mark.parametrize(("source", "name", "place"), PLACES, ids=[f"{p[0]}-{'.'.join(p[2])}" for p in PLACES])
-def test_a_json_value_that_makes_no_sense_is_a_sentence_or_does_no_harm(source, name, place, request, tmp_path):
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", range(len(PLACES)), ids=[f"{p[0]}-{'.'.join(p[2])}" for p in PLACES])
+def test_a_json_value_that_makes_no_sense_is_a_sentence_or_does_no_harm(number, step, request, tmp_path):
+    source, name, place = PLACES[number]
     folder = shutil.copytree(request.getfixturevalue(f"{source}_folder"), tmp_path / "net")
     whole = (folder / name).read_text()
-    for literal in [None, *LITERALS]:
+    for literal in [None, *LITERALS[number % step :: step]]:
         (folder / name).write_text(whole)
-        edit_json(folder / name, place, literal)
+        put(folder / name, place, literal)
         try:
             if outcome(load, folder) is None:
                 outcome(convert, folder, tmp_path / "out", overwrite=True)
@@ -167,32 +143,32 @@ def test_any_json_value_in_any_place_is_a_sentence_or_does_no_harm(hf_folder, ti
     source, name, inside = place
     with tempfile.TemporaryDirectory() as temporary:
         folder = shutil.copytree(hf_folder if source == "hf" else timm_folder, Path(temporary) / "net")
-        edit_json(folder / name, inside, json.dumps(value))
+        put(folder / name, inside, json.dumps(value))
         outcome(load, folder)
 
 
 def test_half_a_character_in_a_label_is_converted(copy, tmp_path):
-    edit_json(copy / "config.json", ("id2label", "3"), r'"\ud800"')
+    put(copy / "config.json", ("id2label", "3"), r'"\ud800"')
     assert outcome(convert, copy, tmp_path / "out") is None
     assert load(tmp_path / "out")[0].config.id2label[3] == "\ud800"
 
 
 @pytest.mark.parametrize("key", ["input_size", "mean", "std"])
 def test_a_timm_config_without_a_value_that_is_needed_is_named(timm_copy, key):
-    edit_json(timm_copy / "config.json", ("pretrained_cfg", key), None)
+    put(timm_copy / "config.json", ("pretrained_cfg", key), None)
     message = outcome(load, timm_copy)
     assert message is None or (key in message and str(timm_copy) in message)  # a default is as good
 
 
 @pytest.mark.parametrize("names", [[f"l{i}" for i in range(7)], {str(i): f"l{i}" for i in range(7)}], ids=type)
 def test_timm_s_label_names_are_a_list_or_a_dictionary(timm_copy, names):
-    edit_json(timm_copy / "config.json", ("label_names",), json.dumps(names))
+    put(timm_copy / "config.json", ("label_names",), json.dumps(names))
     assert load(timm_copy)[0].config.id2label == {i: f"l{i}" for i in range(7)}
 
 
 def test_timm_s_descriptions_stand_for_its_label_names(timm_copy):
-    edit_json(timm_copy / "config.json", ("label_names",), json.dumps([f"n{i}" for i in range(7)]))
-    edit_json(timm_copy / "config.json", ("label_descriptions",), json.dumps({f"n{i}": f"thing {i}" for i in range(6)}))
+    put(timm_copy / "config.json", ("label_names",), json.dumps([f"n{i}" for i in range(7)]))
+    put(timm_copy / "config.json", ("label_descriptions",), json.dumps({f"n{i}": f"thing {i}" for i in range(6)}))
     expected = {**{i: f"thing {i}" for i in range(6)}, 6: "n6"}
     assert load(timm_copy)[0].config.id2label == expected
 
@@ -200,7 +176,7 @@ def test_timm_s_descriptions_stand_for_its_label_names(timm_copy):
 @pytest.mark.parametrize(("eps", "reads"), [("null", True), ("1e-6", True), ("1e-5", False)])
 def test_norms_of_timm_s_with_another_epsilon_are_refused(timm_copy, eps, reads):
     """It would be that of every norm, and only the final one's can be told to our model."""
-    edit_json(timm_copy / "config.json", ("model_args", "norm_eps"), eps)
+    put(timm_copy / "config.json", ("model_args", "norm_eps"), eps)
     assert load(timm_copy) if reads else refused(timm_copy, "norm_eps") is None
 
 
@@ -215,7 +191,7 @@ def test_norms_of_timm_s_with_another_epsilon_are_refused(timm_copy, eps, reads)
 )
 def test_a_model_of_enormous_sizes_is_refused(copy, values):
     for key, value in values.items():
-        edit_json(copy / "config.json", (key,), json.dumps(value))
+        put(copy / "config.json", (key,), json.dumps(value))
     refused(copy, "config.json")
 
 
@@ -237,7 +213,7 @@ def test_a_json_file_that_is_no_object_is_named(copy, name, content):
 @pytest.mark.parametrize("key", ["hidden_act", "model_type", "hidden_sizes", "depths", "patch_size", "out_features"])
 @pytest.mark.parametrize("value", ['"' + "x" * 100_000 + '"', f"[{','.join(['9'] * 100_000)}]"], ids=["text", "list"])
 def test_a_long_value_is_not_repeated_at_length_in_the_error(copy, key, value):
-    edit_json(copy / "config.json", (key,), value)
+    put(copy / "config.json", (key,), value)
     refused(copy, "config.json")
 
 
@@ -245,13 +221,13 @@ def test_deep_nesting_that_can_be_read_can_be_converted_or_is_a_sentence(copy, t
     whole = (copy / "config.json").read_text()
     for depth in (200, 400, 600, 800, 900, 950, 980, 990):
         (copy / "config.json").write_text(whole)
-        edit_json(copy / "config.json", ("surprise",), "[" * depth + "]" * depth)
+        put(copy / "config.json", ("surprise",), "[" * depth + "]" * depth)
         outcome(convert, copy, tmp_path / "out", overwrite=True)
 
 
 @pytest.mark.parametrize("entry", ["{}", "null", '{"bits": 4}', '{"group_size": 32.0, "bits": 4.0, "mode": "affine"}'])
 def test_a_quantization_entry_of_unquantized_weights_is_no_obstacle_and_no_claim(copy, tmp_path, entry):
-    edit_json(copy / "config.json", ("quantization",), entry)
+    put(copy / "config.json", ("quantization",), entry)
     message = outcome(convert, copy, tmp_path / "out")
     assert message is None or "quantization" in message
     assert message is not None or "quantized" not in (tmp_path / "out" / "README.md").read_text()
@@ -267,43 +243,11 @@ def test_scales_with_a_quantization_entry_of_nonsense_are_refused(mlx_folder, tm
     changes = [{"group_size": 64}, {"group_size": 32.0}, {"bits": 4.0}, {"bits": {}}, {"mode": []}, {layer: []}]
     entries = [{**entry, **change} for change in [*changes, {layer: {"group_size": {}}}]]
     for literal in [*LITERALS, *map(json.dumps, entries)]:
-        edit_json(folder / "config.json", ("quantization",), literal)
+        put(folder / "config.json", ("quantization",), literal)
         refused(folder)
 
 
 # --- safetensors ----------------------------------------------------------------------------------------------------
-
-
-def parts(file: Path) -> tuple[dict, bytes]:
-    content = file.read_bytes()
-    end = 8 + struct.unpack("<Q", content[:8])[0]
-    return json.loads(content[8:end]), content[end:]
-
-
-def write(file: Path, header: dict | bytes, data: bytes) -> None:
-    encoded = json.dumps(header).encode() if isinstance(header, dict) else header
-    file.write_bytes(struct.pack("<Q", len(encoded)) + encoded + data)
-
-
-sizes = st.sampled_from([-1, 0, 1, 7, 28, 2**31, 2**32 + 7, 2**62, 2**63, 2**64, 2**64 + 7, 1.5, None, "7", [], True])
-entries = st.fixed_dictionaries(
-    {"dtype": st.sampled_from(["F32", "F16", "BF16", "F64", "U8", "I64", "F8_E4M3", "F4", "BOOL", "", "f32", None, 1])},
-    optional={"shape": st.lists(sizes, max_size=6), "data_offsets": st.lists(sizes, max_size=3)},
-)
-
-
-@many
-@given(data=st.data())
-def test_a_forged_header_is_a_sentence_or_the_same_weights(hf_folder, data):
-    header, tensors = parts(hf_folder / "model.safetensors")
-    name = data.draw(st.sampled_from(sorted(header)))
-    forged = data.draw(entries)
-    header[name] = forged if data.draw(st.booleans()) else {**header[name], **forged}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = shutil.copytree(hf_folder, Path(temporary) / "net")
-        write(folder / "model.safetensors", header, tensors)
-        outcome(load, folder)
-        outcome(load, folder, model_class=ConvNextV2Model)  # which has no use for the classifier's tensors
 
 
 @many
@@ -321,52 +265,17 @@ def test_flipped_bits_and_a_cut_end_are_a_sentence_or_a_model(hf_folder, flips):
         refused(folder, "model.safetensors")
 
 
-def overlapping(header: dict) -> None:
-    header["classifier.bias"]["data_offsets"] = header["convnextv2.layernorm.bias"]["data_offsets"][:1] * 2
-    header["classifier.bias"]["data_offsets"][1] += 28
-
-
-def same_bytes_twice(header: dict) -> None:
-    header["convnextv2.layernorm.weight"]["data_offsets"] = header["convnextv2.layernorm.bias"]["data_offsets"]
-
-
-def shape_that_overflows(header: dict) -> None:
-    header["classifier.bias"]["shape"] = [2**32, 2**32, 7]  # 7 * 2**64 elements
-
-
-def shape_that_overflows_to_the_right_size(header: dict) -> None:
-    header["classifier.bias"]["shape"] = [2**62 + 7, 4, 1]  # 2**64 + 28, which is 28 in 64 bits
-
-
-def zero_sized(header: dict) -> None:
-    begin = header["classifier.bias"]["data_offsets"][0]
-    header["classifier.bias"] = {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [begin, begin]}
-
-
-@pytest.mark.parametrize(
-    "forge",
-    [overlapping, same_bytes_twice, shape_that_overflows, shape_that_overflows_to_the_right_size, zero_sized],
-    ids=lambda forge: forge.__name__,
-)
-def test_offsets_and_shapes_that_do_not_agree_are_refused(copy, forge):
-    header, tensors = parts(copy / "model.safetensors")
-    forge(header)
-    write(copy / "model.safetensors", header, tensors)
-    refused(copy, "model.safetensors")
-
-
 def test_the_order_of_the_names_in_a_header_does_not_matter(copy, small_model):
     header, tensors = parts(copy / "model.safetensors")
-    write(copy / "model.safetensors", dict(reversed(header.items())), tensors)
-    loaded, expected = (dict(tree_flatten(model.parameters())) for model in (load(copy)[0], small_model))
-    assert all(mx.array_equal(loaded[name], expected[name]) for name in expected)
+    write_parts(copy / "model.safetensors", dict(reversed(header.items())), tensors)
+    assert_same_weights(load(copy)[0], small_model)
 
 
 @pytest.mark.parametrize("key", ["x" * 100_000, "module." * 50_000, "a\0b", "\x1b[2J\n\n", "", "stem.0.é" * 9])
 def test_odd_tensor_names_are_a_sentence(copy, run, key):
     header, tensors = parts(copy / "model.safetensors")
     header[key] = {"dtype": "F32", "shape": [0], "data_offsets": [len(tensors)] * 2}
-    write(copy / "model.safetensors", header, tensors)
+    write_parts(copy / "model.safetensors", header, tensors)
     refused(copy)
     result = run("convert", "--hf-path", copy, "--mlx-path", copy.parent / "out")
     assert result.returncode == 2
@@ -404,7 +313,7 @@ def test_names_and_shapes_that_tell_no_configuration_are_refused(timm_copy, name
         size = 4 if shape == () else 0
         kept[name] = {"dtype": "F32", "shape": shape, "data_offsets": [len(data), len(data) + size]}
         data += b"\0" * size
-    write(file, kept, data)
+    write_parts(file, kept, data)
     refused(file)
 
 
@@ -509,11 +418,11 @@ def all_stages_deep(folder: Path) -> None:
 
 def nested_lists(folder: Path) -> None:
     """Valid JSON just below the size that is read."""
-    edit_json(folder / "config.json", ("kept",), "[" + ",".join(["[[[[[]]]]]"] * 340_000) + "]")
+    put(folder / "config.json", ("kept",), "[" + ",".join(["[[[[[]]]]]"] * 340_000) + "]")
 
 
 def a_million_labels(folder: Path) -> None:
-    edit_json(folder / "config.json", ("id2label",), json.dumps({str(i): str(i) for i in range(10**6)}))
+    put(folder / "config.json", ("id2label",), json.dumps({str(i): str(i) for i in range(10**6)}))
 
 
 def card(licence: bytes):
@@ -522,7 +431,7 @@ def card(licence: bytes):
 
 def a_header_of_90_megabytes(folder: Path) -> None:
     entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    write(folder / "model.safetensors", b"{" + b",".join(entry % i for i in range(1_600_000)) + b"}", b"")
+    write_parts(folder / "model.safetensors", b"{" + b",".join(entry % i for i in range(1_600_000)) + b"}", b"")
 
 
 def a_header_length_of_a_gigabyte(folder: Path) -> None:
@@ -561,39 +470,20 @@ HEAVY = {
 
 def limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (4 * 10**9, 4 * 10**9))
-    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
 
 
-def measured(source: Path, out: Path) -> tuple[int, str, resource.struct_rusage]:
-    """Status, standard error and the use of resources of `convert`, in a process with little memory."""
-    command = [sys.executable, "-m", "mlx_convnextv2.convert", "--hf-path", source, "--mlx-path", out]
-    with tempfile.TemporaryFile("w+") as stderr:
-        process = subprocess.Popen(command, cwd=ROOT, preexec_fn=limit, stdout=subprocess.DEVNULL, stderr=stderr)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        stderr.seek(0)
-        return process.returncode, stderr.read(), usage
+# A process of its own takes a second.
+FEW = ("config_of_lists", "a_header_length_of_a_gigabyte", "card_of_aliases")
 
 
-@pytest.fixture(scope="module")
-def usual(hf_folder, tmp_path_factory) -> resource.struct_rusage:
-    """What converting an innocent checkpoint uses."""
-    status, _, usage = measured(hf_folder, tmp_path_factory.mktemp("usual") / "out")
-    assert status == 0
-    return usage
-
-
-@pytest.mark.parametrize("name", HEAVY)
-def test_a_heavy_file_costs_the_command_little_more_than_an_innocent_one(copy, tmp_path, usual, name):
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in HEAVY])
+def test_a_heavy_file_is_refused_before_it_fills_the_memory(copy, tmp_path, run_process, name):
     spoil, convertible = HEAVY[name]
     spoil(copy)
-    status, stderr, usage = measured(copy, tmp_path / "out")
-    assert status == (0 if convertible else 2), stderr[-1000:]
-    assert "Traceback" not in stderr
-    assert len(stderr) < CHARACTERS
-    assert "not enough memory" not in stderr  # it was refused before it took any
-    assert len(stderr.splitlines()) == (0 if convertible else 1)
-    in_megabytes = 2**20 if sys.platform == "darwin" else 2**10
-    assert (usage.ru_maxrss - usual.ru_maxrss) / in_megabytes < MEGABYTES
-    assert usage.ru_utime + usage.ru_stime < AS_MUCH * (usual.ru_utime + usual.ru_stime)
+    result = run_process("convert", "--hf-path", copy, "--mlx-path", tmp_path / "out", preexec_fn=limit)
+    assert result.returncode == (0 if convertible else 2), result.stderr[-1000:]
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr) < CHARACTERS
+    assert "not enough memory" not in result.stderr  # it was refused before it took any
+    assert len(result.stderr.splitlines()) == (0 if convertible else 1)
     assert (tmp_path / "out").exists() == convertible

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -255,13 +256,21 @@ def test_ctrl_c_ends_the_wait_for_a_pipe_at_once(tmp_path, mlx_folder):
     os.mkfifo(tmp_path / "pipe")
     command = [sys.executable, "-m", "mlx_convnextv2.classify", tmp_path / "pipe", "--model", mlx_folder]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
-    time.sleep(2)  # until it waits
-    process.send_signal(signal.SIGINT)
-    try:
-        _, error = process.communicate(timeout=10)  # where threads wait, it would take 30 seconds
-        assert (process.returncode, error) == (130, b"")
-    finally:
-        process.kill()
+    with (tmp_path / "pipe").open("wb", buffering=0) as pipe:  # which waits for who reads
+
+        def drip():
+            with contextlib.suppress(OSError):
+                while process.poll() is None:  # so that who waits for the end waits for ever
+                    pipe.write(b"x")
+                    time.sleep(0.1)
+
+        threading.Thread(target=drip, daemon=True).start()
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.communicate(timeout=600)[1] == b""
+            assert process.returncode == 130
+        finally:
+            process.kill()
 
 
 # --- folders --------------------------------------------------------------------------------------------------------

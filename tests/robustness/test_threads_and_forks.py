@@ -179,8 +179,7 @@ def ends_well(work: str, folders: list[str]) -> None:
 
 @pytest.mark.parametrize("work", WORKERS.values(), ids=WORKERS)
 def test_a_process_whose_thread_did_the_work_ends_well(folders, work):
-    for _ in range(2):
-        ends_well(work, folders)
+    ends_well(work, folders)
 
 
 # --- forks ----------------------------------------------------------------------------------------------------------
