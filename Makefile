@@ -9,7 +9,7 @@ setup:
 	$(bin)/pre-commit install
 
 test:
-	$(bin)/python -m pytest -q
+	$(bin)/python -m pytest -q -n auto
 
 lint:
 	$(bin)/ruff format --check .

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import mlx_convnextv2.model  # noqa: F401 # isort: skip - before mlx.core, so that MLX has the BLAS that users' have
 import mlx.core as mx
 import numpy as np
 import proof
