@@ -12,7 +12,8 @@ from ..model.config import ConvNextV2Config
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
 from ..ops import candidates, dispatch, tolerances
 from ..ops.proving import Arrays
-from ..ops.tuning import PLAIN, Operation, Trial, Tuner, Verdict
+from ..ops.trials import PLAIN, Operation, Trial, Verdict
+from ..ops.tuning import Tuner
 from ..runtime.forks import check_not_forked
 from . import composition
 from .composition import Function, plain_block
@@ -63,6 +64,7 @@ class Tuned:
                 self._tuner.prove(trial)
             for trial in trials:
                 self._tuner.measure(trial)
+        mx.clear_cache()  # of what was only tried
         self._functions[shape] = self._compose([verdict.choice for _, verdict in self.verdicts(shape)])
 
     def verdicts(self, shape: Shape) -> list[tuple[Trial, Verdict]]:

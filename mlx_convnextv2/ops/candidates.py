@@ -20,7 +20,7 @@ import mlx.core as mx
 
 from . import gpu, plain, tolerances
 from .proving import Arrays, distance
-from .tuning import PLAIN, Operation, Trial
+from .trials import PLAIN, Operation, Trial
 
 COMPILED = "compiled"
 ON_WEIGHT, ON_INPUT = "kernel, scaled weight", "kernel, scaled input"  # of the product behind GRN

@@ -18,7 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache, partial
 from importlib.resources import files
 from typing import Any
@@ -29,105 +29,17 @@ from .._version import __version__
 from ..files import user_cache
 from ..messages import one_line
 from . import dispatch
-from .proving import Arrays, prove
+from .proving import prove
+from .trials import PLAIN, Operation, Trial, Verdict
 
-PLAIN = "plain"
 BUDGET = 2.0  # seconds of measuring in a process
-TIE = 0.03  # what is slower by no more than this part is as fast
+_LIVES = 2  # processes that may end while they try a candidate: the first may have been killed by its user
 _ROUNDS, _LEAST_ROUNDS = 7, 3
 _CHAIN = 4e-3  # seconds that a chain should take, so that starting it counts for little
 
 
 class WrongKernelWarning(UserWarning):
     """What should compute an operation does not do so on this device, and something else does."""
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What is computed: its name, the shape and dtype of its input, and whatever else decides how fast."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    form: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.name} of {'x'.join(map(str, self.shape))} in {self.dtype}"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """An operation, and how to try its candidates.
-
-    Args:
-        candidates: their names; of equally fast ones the first computes. `PLAIN` is one of them, and trusted.
-        rule: the one that computes as long as nothing was measured.
-        expected: the right results in float32, and how far others may be away (see `prove`).
-        results: those of a candidate, for the same inputs.
-        chain: a function that runs so many links, each of which needs the result of the one before, and waits.
-        links: the fewest and the most of a chain.
-    """
-
-    operation: Operation
-    candidates: tuple[str, ...]
-    rule: str
-    expected: Callable[[], tuple[Arrays, float]]
-    results: Callable[[str], Arrays]
-    chain: Callable[[str, int], Callable[[], Any]]
-    links: tuple[int, int] = (2, 16)
-
-
-@dataclass
-class Verdict:
-    """What is known about an operation here.
-
-    Args:
-        rule: the static rule's candidate.
-        proven: the candidates that compute what plain MLX does.
-        failures: why the others do not.
-        seconds: of one link, by candidate, once it was measured.
-        given_up: it is not to be measured again, because a whole budget was too little.
-    """
-
-    rule: str
-    proven: list[str] = field(default_factory=list)
-    failures: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    given_up: bool = False
-
-    @property
-    def choice(self) -> str:
-        """Who computes: the fastest, or of those within `TIE` of it the rule's, or else the first."""
-        if self.seconds:
-            limit = min(self.seconds.values()) * (1 + TIE)
-            fast = [name for name, seconds in self.seconds.items() if seconds <= limit]
-            return self.rule if self.rule in fast else fast[0]
-        return PLAIN if self.rule in self.failures else self.rule
-
-    @property
-    def reason(self) -> str:
-        """Why the choice is that."""
-        if self.seconds:
-            return "measured"
-        return f"{self.rule} is wrong here" if self.rule in self.failures else "the rule"
-
-    @property
-    def settled(self) -> bool:
-        return bool(self.seconds) or self.given_up
-
-    @classmethod
-    def of(cls, rule: str, kept: Any, candidates: tuple[str, ...]) -> Verdict:
-        """From what a file holds, of which nothing is believed that could not have been written by us."""
-        try:
-            verdict = cls(rule, **kept)
-            names = [*verdict.proven, *verdict.failures, *verdict.seconds]
-            numbers = all(type(value) is float and 0 < value < math.inf for value in verdict.seconds.values())
-            reasons = all(isinstance(reason, str) for reason in verdict.failures.values())
-            if numbers and reasons and set(names) <= set(candidates) and type(verdict.given_up) is bool:
-                return verdict
-        except (TypeError, AttributeError):
-            pass
-        return cls(rule)
 
 
 class Tuner:
@@ -222,17 +134,35 @@ class Tuner:
         if not unknown:
             return []
         expected, allowed = trial.expected()
-        for i, name in enumerate(unknown):
-            if i and self._clock() >= deadline:
-                unknown = unknown[:i]
-                break
-            reason = prove(partial(trial.results, name), expected, allowed)
-            if reason is None:
-                verdict.proven.append(name)
-            else:
-                self._fail(trial, verdict, name, reason)
-        self._keep(trial.operation, verdict)
-        return unknown
+        tried: list[str] = []
+        try:
+            while len(tried) < len(unknown) and not (tried and self._clock() >= deadline):
+                name = unknown[len(tried)]
+                if verdict.begun.get(name, 0) >= _LIVES and self._alone:
+                    reason: str | None = f"{_LIVES} processes ended while they ran it"
+                else:
+                    with self._noted(trial, verdict, name):
+                        reason = prove(partial(trial.results, name), expected, allowed)
+                if reason is None:
+                    verdict.proven.append(name)
+                else:
+                    self._fail(trial, verdict, name, reason)
+                tried.append(name)
+        finally:
+            self._keep(trial.operation, verdict)
+        return tried
+
+    @contextmanager
+    def _noted(self, trial: Trial, verdict: Verdict, name: str) -> Iterator[None]:
+        """Around a candidate that may end the process, as an error of the GPU does in MLX, so that the next knows."""
+        before = verdict.begun.get(name, 0)
+        if self._alone:  # else the one that is noted may be alive
+            verdict.begun[name] = before + 1
+            self._keep(trial.operation, verdict)
+        try:
+            yield
+        finally:  # after an exception, too, which Ctrl-C is
+            verdict.begun.pop(name, None)
 
     def _time(self, trial: Trial, verdict: Verdict, names: list[str], deadline: float) -> dict[str, float]:
         """The median seconds of a link of each of these candidates; nothing where the time was too short."""

@@ -11,7 +11,7 @@ import pytest
 from mlx_convnextv2.ops import candidates, gpu
 from mlx_convnextv2.ops.candidates import depthwise_trial, gelu_grn_trial
 from mlx_convnextv2.ops.proving import prove
-from mlx_convnextv2.ops.tuning import Trial
+from mlx_convnextv2.ops.trials import Trial
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 

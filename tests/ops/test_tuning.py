@@ -17,7 +17,8 @@ import pytest
 
 from mlx_convnextv2.files import user_cache
 from mlx_convnextv2.ops import dispatch, tuning
-from mlx_convnextv2.ops.tuning import Operation, Trial, Tuner, Verdict, WrongKernelWarning
+from mlx_convnextv2.ops.trials import Operation, Trial, Verdict
+from mlx_convnextv2.ops.tuning import Tuner, WrongKernelWarning
 
 MACHINE = {"device": "Fake M9", "system": "Fake 1", "mlx": "1", "package": "1", "kernels": "text"}
 NAMES = ("kernel 4x4", "kernel 1x2", "compiled", "plain")
@@ -309,6 +310,7 @@ class TestKept:
             {"failures": ["kernel 4x4"]},
             {"failures": {"kernel 4x4": 1}},
             {"proven": 3},
+            {"begun": {"kernel 4x4": "2"}},
             {"given_up": "yes"},
             {"rule": "compiled"},
             {"more": 1},
@@ -343,19 +345,45 @@ class TestKept:
         assert use(device).choice == "compiled"
 
     def test_a_process_that_is_killed_while_it_measures_leaves_what_it_had(self) -> None:
-        command = "import test_tuning as here; here.be_killed_while_measuring()"
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-        process = subprocess.run([sys.executable, "-c", command], env=environment, timeout=600, check=False)
-        assert process.returncode == -signal.SIGKILL
+        killed_in("chain")
         device = Device()
         device.seconds["compiled"] /= 2
         assert use(device).choice == "compiled"
         assert device.ran.count("kernel 1x2") == 1 + 7  # its proof was kept: a warm-up, and seven rounds
 
+    def test_a_kernel_that_ends_two_processes_is_not_tried_in_a_third(self) -> None:
+        killed_in("results")
+        killed_in("results")
+        device = Device()
+        with pytest.warns(WrongKernelWarning, match="kernel 4x4: 2 processes ended while they ran it"):
+            assert use(device, measures=False).choice == "plain"
+        assert device.ran == []
 
-def be_killed_while_measuring() -> None:
+    def test_one_process_that_ends_condemns_nothing(self, no_warning) -> None:
+        killed_in("results")
+        assert use(Device(), measures=False).choice == "kernel 4x4"
+
+    def test_an_interruption_condemns_nothing(self, no_warning) -> None:
+        def interrupted() -> Any:
+            raise KeyboardInterrupt
+
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                use(Device(broken={"kernel 4x4": interrupted}))
+        assert use(Device(), measures=False).choice == "kernel 4x4"
+
+
+def killed_in(what: str) -> None:
+    """Run a process that ends, as by SIGKILL, when it runs a candidate's results or chain."""
+    command = f"import test_tuning as here; here.be_killed_in({what!r})"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    process = subprocess.run([sys.executable, "-c", command], env=environment, timeout=600, check=False)
+    assert process.returncode == -signal.SIGKILL
+
+
+def be_killed_in(what: str) -> None:
     device = Device()
-    device.chain = lambda *_: lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    setattr(device, what, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     use(device)
 
 
