@@ -68,7 +68,8 @@ package enum JSONValue: Decodable, Equatable, Sendable {
 func read(_ file: URL, most: Int) throws -> Data {
     let attributes = try? FileManager.default.attributesOfItem(atPath: file.resolvingSymlinksInPath().path)
     guard let size = attributes?[.size] as? Int else {
-        throw ConvNeXtV2Error.notFound("there is no \(file.path)")
+        let folder = file.deletingLastPathComponent().path
+        throw ConvNeXtV2Error.notFound("there is no \(file.lastPathComponent) in \(folder): is the path right?")
     }
     guard size <= most else {
         throw ConvNeXtV2Error.unreadable("\(file.path) has more than \(most) bytes, so it is no checkpoint's file")

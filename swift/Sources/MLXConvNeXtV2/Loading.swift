@@ -141,7 +141,7 @@ private struct OpenCheckpoint {
         do {
             return try body()
         } catch let error as MLXError {
-            throw ConvNeXtV2Error.unreadable("\(file.path) cannot be read (\(error)): download it again")
+            throw ConvNeXtV2Error.unreadable("\(file.path) cannot be read: \(error.localizedDescription)")
         }
     }
 }

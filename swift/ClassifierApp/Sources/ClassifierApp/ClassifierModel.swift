@@ -18,13 +18,16 @@ final class ClassifierModel {
     /// A Hub id, or the path of a folder.
     private(set) var source = ConvNeXtV2Registry.standard.id
     private(set) var phase = Phase.idle
-    private(set) var image: ImageInput?
+    /// What is shown: the image, decoded.
+    private(set) var picture: PixelImage?
     private(set) var predictions: [Classification] = []
     private(set) var heatMap: HeatMap?
     var showsHeatMap = false {
         didSet { if showsHeatMap != oldValue { again() } }
     }
 
+    private var image: ImageInput?
+    private var isWatching = false
     private let downloader: any Downloader
     private var classifier: Task<ImageClassifier, any Error>?
     private var work: Task<Void, Never>?
@@ -44,6 +47,7 @@ final class ClassifierModel {
 
     /// Name what an image shows; one that is still being worked on is given up.
     func classify(_ image: ImageInput) {
+        isWatching = false
         self.image = image
         again()
     }
@@ -51,41 +55,42 @@ final class ClassifierModel {
     /// Name what a camera sees, frame by frame, until the stream ends or something else is classified.
     func watch(_ frames: AsyncStream<ImageInput>) {
         work?.cancel()
+        isWatching = true
         work = Task {
             do {
-                let classifier = try await opened()
                 for await frame in frames {
-                    try Task.checkCancellation()
-                    image = frame
-                    try await show(frame, with: classifier)
+                    try await show(frame)
                 }
             } catch {
                 fail(error)
             }
+            if !Task.isCancelled { isWatching = false }
         }
     }
 
     private func again() {
+        guard let image, !isWatching else { return }  // a camera's next frame comes soon enough
         work?.cancel()
-        guard let image else { return }
         predictions = []
         heatMap = nil
         work = Task {
             do {
-                let classifier = try await opened()
-                try Task.checkCancellation()
-                phase = .working
-                try await show(image, with: classifier)
+                try await show(image)
             } catch {
                 fail(error)
             }
         }
     }
 
-    private func show(_ image: ImageInput, with classifier: ImageClassifier) async throws {
-        let found = try await classifier.classify(image)
-        let map = showsHeatMap ? try await classifier.heatMap(image) : nil
+    private func show(_ image: ImageInput) async throws {
+        let decoded = try await Task.detached { try image.decoded() }.value
         try Task.checkCancellation()  // another image may have come meanwhile
+        picture = decoded
+        let classifier = try await opened()
+        if !isWatching { phase = .working }
+        let found = try await classifier.classify(.pixels(decoded))
+        let map = showsHeatMap ? try await classifier.heatMap(.pixels(decoded)) : nil
+        try Task.checkCancellation()
         predictions = found
         heatMap = map
         phase = .idle

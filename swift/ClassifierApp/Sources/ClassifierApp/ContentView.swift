@@ -42,7 +42,7 @@ struct ContentView: View {
     }
 
     @ViewBuilder private var picture: some View {
-        if let image = model.image?.shown {
+        if let image = model.picture?.drawn {
             Image(decorative: image, scale: 1).resizable().scaledToFit()
                 .overlay {
                     if let map = model.heatMap { HeatMapOverlay(map: map) }

@@ -2,15 +2,8 @@ import CoreGraphics
 import Foundation
 import MLXConvNeXtV2
 
-extension ImageInput {
-    /// The image to draw.
-    var shown: CGImage? {
-        if case .cgImage(let image) = self { return image }
-        return (try? decoded())?.drawn
-    }
-}
-
 extension PixelImage {
+    /// The image to draw.
     var drawn: CGImage? {
         guard let provider = CGDataProvider(data: Data(pixels) as CFData) else { return nil }
         return CGImage(
