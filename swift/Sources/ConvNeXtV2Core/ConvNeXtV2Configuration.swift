@@ -78,7 +78,7 @@ public struct ConvNeXtV2Configuration: Equatable, Sendable {
 
     /// The smallest height and width in pixels that leave one position after the last stage.
     public var minImageSize: PatchSize {
-        let stride = 1 << (numStages - 1)
+        let stride = 1 << min(numStages - 1, 40)  // beyond which no image is large enough, and no number
         return PatchSize(height: patchSize.height * stride, width: patchSize.width * stride)
     }
 

@@ -43,6 +43,14 @@ final class ConfigurationTests: XCTestCase {
         XCTAssertThrowsError(try quantization.groupSize(of: "pwconv1", inputs: 96))
     }
 
+    func testTheMostStagesThatAreAllowedAreCountedWithoutOverflow() throws {
+        let ones = [Int](repeating: 1, count: 64)
+        let side = ConvNeXtV2Configuration.PatchSize(height: 65_536, width: 65_536)
+        let configuration = try ConvNeXtV2Configuration(patchSize: side, hiddenSizes: ones, depths: ones)
+        XCTAssertGreaterThan(configuration.minImageSize.height, 1 << 50)
+        XCTAssertEqual(try ConvNeXtV2Configuration(size: .huge).minImageSize.width, 32)
+    }
+
     func testTheRegistryHasThePublishedCheckpoints() {
         XCTAssertEqual(ConvNeXtV2Registry.all.count, 18)
         XCTAssertEqual(Set(ConvNeXtV2Registry.all.map(\.id)).count, 18)
