@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -42,11 +43,14 @@ def fuse(
     body, _ = body_and_classifier(model, pooled)
     weight = body.embeddings.patch_embeddings.weight
     on_gpu = mx.default_device().type == mx.gpu
-    if dispatch.asked(path) is None and (on_gpu or dispatch.measuring()):
+    if dispatch.asked(path) is None and (on_gpu or os.environ.get("MLX_CONVNEXTV2_TUNE")):
         from ..ops import tuning
         from .tuned import tuned_on_cpu, tuned_on_gpu
 
-        return (tuned_on_gpu if on_gpu else tuned_on_cpu)(model, tuning.shared(), pooled)
+        if on_gpu:
+            return tuned_on_gpu(model, tuning.shared(), pooled)
+        if tuning.measuring():
+            return tuned_on_cpu(model, tuning.shared(), pooled)
     if dispatch.choose(weight.dtype, len(weight), path) == "numpy":
         from . import numpy_classifier
 

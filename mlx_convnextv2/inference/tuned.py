@@ -11,7 +11,7 @@ import mlx.nn as nn
 from ..model.config import ConvNextV2Config
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
 from ..ops import candidates, dispatch, tolerances
-from ..ops.proving import Arrays
+from ..ops.proving import Arrays, name_of, random
 from ..ops.trials import PLAIN, Operation, Trial, Verdict
 from ..ops.tuning import Tuner
 from ..runtime.forks import check_not_forked
@@ -148,7 +148,7 @@ def block_trials(block: FoldedBlock, shape: Shape, tuner: Tuner) -> tuple[Trial,
 
     @cache
     def start() -> mx.array:
-        return mx.random.normal(first.operation.shape, key=mx.random.key(0)).astype(dtype)
+        return random(first.operation.shape, dtype, 0)
 
     def chain(choice: BlockChoice, links: int) -> Callable[[], None]:
         def run(x: mx.array) -> mx.array:
@@ -173,11 +173,11 @@ def block_trials(block: FoldedBlock, shape: Shape, tuner: Tuner) -> tuple[Trial,
 
 def model_trial(functions: dict[str, Function], rule: str, shape: Shape, dtype: mx.Dtype, form: str) -> Trial:
     """Of functions that compute a whole model, one of them plain, for pixel_values of this shape."""
-    dtype_name = str(dtype).removeprefix("mlx.core.")
+    dtype_name = name_of(dtype)
 
     @cache
     def pixel_values() -> mx.array:
-        return mx.random.normal(shape, key=mx.random.key(0))
+        return random(shape, mx.float32, 0)
 
     def expected() -> tuple[Arrays, float]:
         return [functions[PLAIN](pixel_values()).astype(mx.float32)], tolerances.CONTENDER[dtype_name]

@@ -9,8 +9,6 @@ Candidates go by their names; those of the depthwise kernel end in the rows and 
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from functools import cache, partial
 from math import prod
@@ -18,8 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import gpu, plain, tolerances
-from .proving import Arrays, distance
+from . import gpu, plain
+from .proving import Arrays, allowed, name_of, random, uses_tf32
 from .trials import PLAIN, Operation, Trial
 
 COMPILED = "compiled"
@@ -58,9 +56,9 @@ def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: C
 
     @cache
     def inputs() -> list[mx.array]:
-        x, taps = _random(shape, dtype, 0), _random((7, 7, channels), dtype, 1) * 0.2
-        vectors = [_random((channels,), dtype, key) for key in (2, 3, 4)]
-        return [x, taps, *vectors, _random((channels,), mx.float32, 5)]
+        x, taps = random(shape, dtype, 0), random((7, 7, channels), dtype, 1) * 0.2
+        vectors = [random((channels,), dtype, key) for key in (2, 3, 4)]
+        return [x, taps, *vectors, random((channels,), mx.float32, 5)]
 
     def results(name: str, arrays: list[mx.array] | None = None) -> Arrays:
         *first, residual_bias = arrays or inputs()
@@ -68,11 +66,10 @@ def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: C
 
     def expected() -> tuple[Arrays, float]:
         exact = results(PLAIN, [array.astype(mx.float32) for array in inputs()])
-        allowed = tolerances.KERNEL["float16" if dtype == mx.float32 and uses_tf32() else _name(dtype)]
-        return exact, _allowed(allowed, results(PLAIN), exact)
+        return exact, allowed(dtype, results(PLAIN), exact, uses_tf32())
 
     names = (*(tile_name(*tile) for tile in gpu.tiles(channels)), COMPILED, PLAIN)
-    operation = Operation("depthwise_layer_norm", shape, _name(dtype), form)
+    operation = Operation("depthwise_layer_norm", shape, name_of(dtype), form)
     return Trial(operation, names, rule, expected, results, chain)
 
 
@@ -84,7 +81,7 @@ def gelu_grn_trial(
 
     @cache
     def inputs() -> tuple[mx.array, mx.array]:
-        return _random(shape, dtype, 6) * 2, _random(shape[-1:], dtype, 7)
+        return random(shape, dtype, 6) * 2, random(shape[-1:], dtype, 7)
 
     def results(name: str) -> Arrays:
         activations, factors = gelu_grn(name)(*inputs())
@@ -92,19 +89,10 @@ def gelu_grn_trial(
 
     def expected() -> tuple[Arrays, float]:
         exact = [_plain_gelu_grn(*(array.astype(mx.float32) for array in inputs()))[0]]
-        return exact, _allowed(tolerances.KERNEL[_name(dtype)], results(PLAIN), exact)
+        return exact, allowed(dtype, results(PLAIN), exact)
 
     names = (*(() if quantized else (ON_WEIGHT,)), ON_INPUT, COMPILED, PLAIN)
-    return Trial(Operation("gelu_grn", shape, _name(dtype), form), names, rule, expected, results, chain)
-
-
-def uses_tf32() -> bool:
-    """Whether MLX may round the factors of float32 products to 11 bits here: on CUDA and from Apple's M5 on, unless
-    MLX_ENABLE_TF32=0."""
-    if os.environ.get("MLX_ENABLE_TF32") == "0" or mx.default_device().type != mx.gpu:
-        return False
-    generation = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture")))
-    return mx.cuda.is_available() or (generation is not None and int(generation[1]) >= 17)
+    return Trial(Operation("gelu_grn", shape, name_of(dtype), form), names, rule, expected, results, chain)
 
 
 def _plain_depthwise(
@@ -138,16 +126,3 @@ def _tried(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape, with fewer images where there are more than it takes to fill a GPU."""
     batch, *rest = shape
     return (max(1, min(batch, MOST_ELEMENTS // prod(rest))), *rest)
-
-
-def _allowed(tolerance: float, plain_results: Arrays, exact: Arrays) -> float:
-    """The tolerance; or twice what plain MLX differs by itself, which rounds after each operation."""
-    return max(tolerance, *(2 * distance(*pair) for pair in zip(plain_results, exact, strict=True)))
-
-
-def _random(shape: tuple[int, ...], dtype: mx.Dtype, key: int) -> mx.array:
-    return mx.random.normal(shape, key=mx.random.key(key)).astype(dtype)
-
-
-def _name(dtype: mx.Dtype) -> str:
-    return str(dtype).removeprefix("mlx.core.")

@@ -53,18 +53,6 @@ def asked(path: str | None = None) -> str | None:
     return None
 
 
-def measuring() -> bool | None:
-    """What MLX_CONVNEXTV2_TUNE asks for: False ("0") to measure nothing, True ("1") to measure on a CPU, too, or None.
-
-    Raises:
-        ValueError: it says something else.
-    """
-    value = os.environ.get("MLX_CONVNEXTV2_TUNE", "")
-    if value not in ("", "0", "1"):
-        raise ValueError(f"MLX_CONVNEXTV2_TUNE must be 0 or 1, not {value!r}")
-    return value == "1" if value else None
-
-
 def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
     """The path for a block of so many channels in this dtype: "plain", "kernel" or "numpy".
 
@@ -98,16 +86,25 @@ def depthwise_layer_norm(
     eps: float,
 ) -> mx.array:
     """`plain.depthwise_layer_norm`, by the path that `choose` names. Differentiable on every path."""
+    plain_form, arrays = partial(plain.depthwise_layer_norm, eps=eps), (x, weight, bias, norm_weight, norm_bias)
     if choose(x.dtype, x.shape[-1]) != "kernel":
-        return plain.depthwise_layer_norm(x, weight, bias, norm_weight, norm_bias, eps)
-    return _depthwise_layer_norm_kernel(eps)(x, weight, bias, norm_weight, norm_bias)
+        return plain_form(*arrays)
+    return _by_kernel("depthwise_layer_norm", _depthwise_layer_norm_kernel(eps), plain_form, *arrays)
 
 
 def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """`plain.gelu_grn`, by the path that `choose` names. Differentiable on every path."""
     if choose(x.dtype, x.shape[-1] // 4) != "kernel":
         return plain.gelu_grn(x, weight, bias)
-    return _gelu_grn_kernel(x, weight, bias)
+    return _by_kernel("gelu_grn", _gelu_grn_kernel, plain.gelu_grn, x, weight, bias)
+
+
+def _by_kernel(name: str, kernel: Any, plain_form: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
+    """By the kernel, or by its plain form where nobody asked for kernels and this one is wrong on this device."""
+    from . import trust  # here, where it is needed
+
+    is_trusted = asked() is not None or trust.is_right(name, kernel, plain_form, arrays)
+    return (kernel if is_trusted else plain_form)(*arrays)
 
 
 def with_plain_gradient(kernel: Callable[..., mx.array], plain_form: Callable[..., mx.array]) -> Any:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from typing import cast
 
 import mlx.core as mx
 
 from ..messages import one_line
+from . import tolerances
 
 Arrays = Sequence[mx.array]
 
@@ -49,3 +52,28 @@ def distance(result: mx.array, right: mx.array) -> float:
     difference = mx.where(finite, mx.abs(result - right), 0).max()
     largest = mx.where(finite, mx.abs(right), 0).max()
     return cast(float, (difference / mx.maximum(largest, 1e-30)).item())
+
+
+def allowed(dtype: mx.Dtype, plain_results: Arrays, expected: Arrays, tf32: bool = False) -> float:
+    """How far results may be away: the tolerance of the dtype, or twice as far as plain MLX itself is, which rounds
+    after each operation. `tf32`: the results in float32 come of factors that MLX rounds."""
+    tolerance = tolerances.KERNEL["float16" if tf32 and dtype == mx.float32 else name_of(dtype)]
+    return max(tolerance, *(2 * distance(*pair) for pair in zip(plain_results, expected, strict=True)))
+
+
+def uses_tf32() -> bool:
+    """Whether MLX may round the factors of float32 products to 11 bits here: on CUDA and from Apple's M5 on, unless
+    MLX_ENABLE_TF32=0."""
+    if os.environ.get("MLX_ENABLE_TF32") == "0" or mx.default_device().type != mx.gpu:
+        return False
+    generation = re.match(r"applegpu_g(\d+)", str(mx.device_info().get("architecture")))
+    return mx.cuda.is_available() or (generation is not None and int(generation[1]) >= 17)
+
+
+def random(shape: tuple[int, ...], dtype: mx.Dtype, key: int) -> mx.array:
+    """Numbers of a normal distribution, the same for the same key."""
+    return mx.random.normal(shape, key=mx.random.key(key)).astype(dtype)
+
+
+def name_of(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")

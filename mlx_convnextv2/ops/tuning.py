@@ -28,10 +28,10 @@ import mlx.core as mx
 from .._version import __version__
 from ..files import user_cache
 from ..messages import one_line
-from . import dispatch
 from .proving import prove
 from .trials import PLAIN, Operation, Trial, Verdict
 
+VARIABLE = "MLX_CONVNEXTV2_TUNE"
 BUDGET = 2.0  # seconds of measuring in a process
 _LIVES = 2  # processes that may end while they try a candidate: the first may have been killed by its user
 _ROUNDS, _LEAST_ROUNDS = 7, 3
@@ -221,10 +221,22 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
+def measuring() -> bool | None:
+    """What MLX_CONVNEXTV2_TUNE asks for: False ("0") to measure nothing, True ("1") to measure on a CPU, too, or None.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    value = os.environ.get(VARIABLE, "")
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{VARIABLE} must be 0 or 1, not {value!r}")
+    return value == "1" if value else None
+
+
 @cache
 def shared() -> Tuner:
     """The tuner of this process, which gives one warning and has one budget."""
-    return Tuner(measures=dispatch.measuring() is not False)
+    return Tuner(measures=measuring() is not False)
 
 
 def machine() -> dict[str, str]:

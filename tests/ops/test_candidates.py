@@ -10,7 +10,7 @@ import pytest
 
 from mlx_convnextv2.ops import candidates, gpu
 from mlx_convnextv2.ops.candidates import depthwise_trial, gelu_grn_trial
-from mlx_convnextv2.ops.proving import prove
+from mlx_convnextv2.ops.proving import prove, uses_tf32
 from mlx_convnextv2.ops.trials import Trial
 
 DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -109,7 +109,7 @@ def test_tf32_is_known_and_allows_what_it_rounds(
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     if variable is not None:
         monkeypatch.setenv("MLX_ENABLE_TF32", variable)
-    assert candidates.uses_tf32() is expected
+    assert uses_tf32() is expected
     allowed = [trial.expected()[1] for trial in trials(mx.float32)]
     assert allowed == [2**-10 if expected else 1e-5, 1e-5, 1e-5]  # GRN has no products of matrices
 

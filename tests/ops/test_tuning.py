@@ -16,7 +16,7 @@ import mlx.core as mx
 import pytest
 
 from mlx_convnextv2.files import user_cache
-from mlx_convnextv2.ops import dispatch, tuning
+from mlx_convnextv2.ops import tuning
 from mlx_convnextv2.ops.trials import Operation, Trial, Verdict
 from mlx_convnextv2.ops.tuning import Tuner, WrongKernelWarning
 
@@ -390,13 +390,13 @@ def be_killed_in(what: str) -> None:
 @pytest.mark.parametrize(("value", "expected"), [("", None), ("0", False), ("1", True)])
 def test_the_variable_turns_it_off_or_on(value: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", value)
-    assert dispatch.measuring() is expected
+    assert tuning.measuring() is expected
 
 
 def test_another_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", "yes")
     with pytest.raises(ValueError, match="MLX_CONVNEXTV2_TUNE must be 0 or 1, not 'yes'"):
-        dispatch.measuring()
+        tuning.measuring()
 
 
 def test_a_verdict_depends_on_the_device_the_versions_and_the_text_of_the_kernels(monkeypatch) -> None:
