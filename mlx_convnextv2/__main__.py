@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure how good a checkpoint is on labelled images",
     "export": "write a model for an app: a graph for MLX, a program for Core ML",
     "explain": "show which parts of a picture speak for a label",
+    "serve": "show the model in a browser, and answer programs",
     "benchmark": "measure a checkpoint on this device",
 }
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
+from ..inference.numpy_classifier import NumpyClassifier, supports
+from ..model.convnextv2 import ConvNextV2ForImageClassification
+from ..ops import dispatch
 from .frozen import FrozenNorms, frozen_head, frozen_stages
 from .targets import Labels, Target, resolve_targets
 
@@ -63,7 +65,7 @@ def explain_scores(
     """`explain`, and besides its maps the logits (N, num_labels) in float32, and the labels that were explained."""
     stage, method = check_method(model, layer, method)
     body, norms = model.convnextv2, FrozenNorms()
-    hidden_states = _hidden_states(body, pixel_values, stage)
+    hidden_states = _hidden_states(model, pixel_values, stage)
     last = hidden_states if method == "exact" else frozen_stages(body, hidden_states, stage, norms)
     position_logits = frozen_head(model, last, norms)  # (N, h, w, num_labels)
     logits = position_logits.mean(axis=(1, 2))
@@ -113,8 +115,13 @@ def gradcam(hidden_states: mx.array, gradient: mx.array) -> mx.array:
 _CAMS: dict[str, Callable[[mx.array, mx.array], mx.array]] = {"hirescam": hirescam, "gradcam": gradcam}
 
 
-def _hidden_states(body: ConvNextV2Model, pixel_values: mx.array, stage: int) -> mx.array:
+def _hidden_states(model: ConvNextV2ForImageClassification, pixel_values: mx.array, stage: int) -> mx.array:
     """Those of a stage, or of the stem for stage 0, (N, h, w, C), in inference mode whatever the model's."""
+    body = model.convnextv2
+    weight = body.embeddings.patch_embeddings.weight
+    is_last = stage == len(body.encoder.stages)
+    if is_last and dispatch.choose(weight.dtype, len(weight)) == "numpy" and supports(model):
+        return NumpyClassifier(model).last_hidden_state(pixel_values)
     hidden_states = body.embeddings(pixel_values)
     for one in body.encoder.stages[:stage]:
         for layer in one.downsampling_layer:

@@ -10,6 +10,7 @@ All arrays are float32. One image is (H, W, C).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from math import ceil
@@ -85,26 +86,43 @@ class NumpyClassifier:
         self._check(pixel_values)
         images = as_numpy(pixel_values)
         pooled = np.empty((len(images), self.norm.weight.size), np.float32)
+
+        def pool(i: int, workers: int) -> None:
+            pooled[i] = self.run_stages(images[i], workers).mean(axis=(0, 1))  # (h, w, C) -> (C,)
+
         with self._one_blas_thread():
-            # As many images at a time as there are workers, one for each, and all workers for each of those left.
-            together = len(images) // self.workers * self.workers
-
-            def pool(i: int, workers: int = 1) -> None:
-                pooled[i] = self.pool(images[i], workers)
-
-            for_each(pool, range(together), self.workers)
+            self._for_each_image(pool, len(images))
             with np.errstate(all="ignore"):
-                for i in range(together, len(images)):
-                    pool(i, self.workers)
                 self.norm(pooled)
                 logits = pooled if self.head is None else pooled @ self.head[0].T + self.head[1]
         return mx.array(logits, self.dtype)  # which, unlike astype, MLX computes at once
 
+    def last_hidden_state(self, pixel_values: mx.array) -> mx.array:
+        """pixel_values (N, H, W, num_channels) -> the last stage's output (N, h, w, C) in float32."""
+        self._check(pixel_values)
+        images = as_numpy(pixel_values)
+        states: list[np.ndarray] = [images] * len(images)
+
+        def run(i: int, workers: int) -> None:
+            states[i] = self.run_stages(images[i], workers).copy()  # out of the scratch array
+
+        with self._one_blas_thread():
+            self._for_each_image(run, len(images))
+        return mx.array(np.stack(states))
+
+    def _for_each_image(self, function: Callable[[int, int], None], count: int) -> None:
+        """function(i, workers): as many images at a time as there are workers, then all workers for each image left."""
+        together = count // self.workers * self.workers
+        for_each(lambda i: function(i, 1), range(together), self.workers)
+        with np.errstate(all="ignore"):
+            for i in range(together, count):
+                function(i, self.workers)
+
     def _one_blas_thread(self) -> AbstractContextManager[None]:
         return self.blas.one_thread() if self.blas else nullcontext()
 
-    def pool(self, image: np.ndarray, workers: int) -> np.ndarray:
-        """One image (H, W, num_channels) -> the last stage's mean over all positions, (C,)."""
+    def run_stages(self, image: np.ndarray, workers: int) -> np.ndarray:
+        """One image (H, W, num_channels) -> the last stage's output (h, w, C), in a scratch array of this thread."""
         for i, (entry, blocks) in enumerate(self.stages):
             height, width = image.shape[0] // entry.height, image.shape[1] // entry.width
             channels = len(entry.bias)
@@ -121,7 +139,7 @@ class NumpyClassifier:
             for block in blocks:
                 block(padded, strips, workers)
             image = inner
-        return image.mean(axis=(0, 1))
+        return image
 
 
 def supports(model: nn.Module) -> bool:

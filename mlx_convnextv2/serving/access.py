@@ -1,0 +1,118 @@
+"""Who may ask: the name that a browser calls the server by, the page that asks, and the key."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from ..messages import short
+from .errors import RefusedError
+
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_SHORTEST_KEY = 8
+
+# What anybody may see: the page, which asks for the key itself, and whether the server lives.
+_OPEN = frozenset(
+    ["/", "/app.js", "/view.js", "/camera.js", "/style.css", "/icon.svg", "/health", "/health/live", "/health/ready"]
+)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Checks a request's headers, before its body is read.
+
+    Args:
+        hosts: names that a Host header may have, apart from its port. Another name means that a page of another site
+            has had its own name lead here (DNS rebinding). An address is no name that a site could have, so that all
+            are allowed where `addresses` says so.
+        addresses: allow any IP address for a Host.
+        origins: other sites whose pages may ask, such as "https://example.org".
+        api_key: what a client has to send as `Authorization: Bearer KEY`; None asks for nothing.
+    """
+
+    hosts: frozenset[str] = frozenset(LOCAL_NAMES)
+    addresses: bool = False
+    origins: frozenset[str] = frozenset()
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for origin in self.origins:
+            parts = urlsplit(origin)
+            if (
+                parts.scheme not in ("http", "https")
+                or not parts.netloc
+                or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f"an origin must be like https://example.org, not {short(origin)}")
+        if self.api_key is not None and (len(self.api_key) < _SHORTEST_KEY or not self.api_key.isascii()):
+            raise ValueError(f"the API key must have at least {_SHORTEST_KEY} ASCII characters: make a long random one")
+
+    def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
+        """Raise a RefusedError for a request that must not be answered."""
+        self._check_host(headers.get("host", ""))
+        self._check_origin(headers)
+        if self.api_key is not None and not (method in ("GET", "HEAD", "OPTIONS") and path in _OPEN):
+            self._check_key(headers.get("authorization", ""))
+
+    def is_foreign(self, origin: str | None) -> bool:
+        """Whether the answer may be read by a page of another site, which was allowed to ask."""
+        return origin is not None and origin in self.origins
+
+    def _check_host(self, host: str) -> None:
+        name = host_name(host)
+        if name in self.hosts or (self.addresses and is_address(name)):
+            return
+        raise RefusedError(421, f"this server is not called {short(name)}: allow the name with --allow-host")
+
+    def _check_origin(self, headers: Mapping[str, str]) -> None:
+        """A page of another site must not ask, even where it could not read the answer."""
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin is not None:
+            own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() and origin != "null"
+            if not own and origin not in self.origins:
+                raise RefusedError(403, "pages of other sites may not ask: allow a site with --allow-origin")
+        elif site == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
+            raise RefusedError(403, "pages of other sites may not ask: allow a site with --allow-origin")
+
+    def _check_key(self, authorization: str) -> None:
+        kind, _, given = authorization.partition(" ")
+        expected = (self.api_key or "").encode()
+        if kind.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8", "replace"), expected):
+            sentence = "a key is needed: send it as Authorization: Bearer KEY"
+            raise RefusedError(401, sentence, {"WWW-Authenticate": 'Bearer realm="mlx_convnextv2"'})
+
+
+def access_for(host: str, hosts: Iterable[str] = (), origins: Iterable[str] = (), api_key: str | None = None) -> Access:
+    """What a server that listens on `host` should allow: its own names and addresses, and what is asked for."""
+    if is_local(host):
+        names = {*LOCAL_NAMES, host}
+    else:
+        names = {*LOCAL_NAMES, host, socket.gethostname(), f"{socket.gethostname()}.local"}
+    allowed = frozenset(name.lower() for name in (*names, *hosts))
+    return Access(allowed, not is_local(host), frozenset(origins), api_key)
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches a server that listens on this name or address."""
+    if is_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port and the brackets of IPv6: "[::1]:8000" -> "::1"."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()

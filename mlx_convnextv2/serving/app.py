@@ -1,0 +1,135 @@
+"""The endpoints, as an ASGI app."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from importlib import resources
+from typing import Any
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from ..inference.classifier import ImageClassifier
+from . import metrics as metrics_module
+from .access import Access
+from .bodies import Bodies, Body
+from .card import describe_model
+from .guard import Guard
+from .limits import Limits
+from .metrics import Metrics
+from .service import Service
+
+# The page's files, and what they are.
+FILES = {
+    "index.html": "text/html; charset=utf-8",
+    "app.js": "text/javascript; charset=utf-8",
+    "view.js": "text/javascript; charset=utf-8",
+    "camera.js": "text/javascript; charset=utf-8",
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+def make_app(
+    classifier: ImageClassifier,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    *,
+    name: str = "",
+    card: str = "",
+) -> ASGIApp:
+    """An ASGI app that serves a classifier.
+
+    `POST /` classifies as Hugging Face's inference clients ask, `POST /embed` and `POST /explain` do what they say,
+    `GET /` is a page for people; `/info`, `/health` and `/metrics` are for programs. No picture is written to disk.
+
+    Args:
+        classifier: its model computes in one thread of the app's own. Its processor's max_pixels becomes the limit's.
+        limits: None takes the defaults.
+        access: who may ask; None answers calls to localhost alone, of pages of its own.
+        name, card: what the page calls the model, and a text that it shows about it.
+    """
+    limits = limits or Limits()
+    metrics = Metrics()
+    classifier.processor.max_pixels = min(limits.max_pixels, classifier.processor.max_pixels)
+    service = Service(classifier, limits, metrics)
+    endpoints = _Endpoints(service, Bodies(limits), name, card)
+    routes = [
+        Route("/", endpoints.page, methods=["GET"]),
+        Route("/", endpoints.classify, methods=["POST"]),
+        Route("/embed", endpoints.embed, methods=["POST"]),
+        Route("/explain", endpoints.explain, methods=["POST"]),
+        Route("/info", endpoints.info, methods=["GET"]),
+        Route("/health", endpoints.health, methods=["GET"]),
+        Route("/health/live", endpoints.live, methods=["GET"]),
+        Route("/health/ready", endpoints.health, methods=["GET"]),
+        Route("/metrics", endpoints.metrics, methods=["GET"]),
+        *(Route(f"/{file}", endpoints.file, methods=["GET"]) for file in FILES if file != "index.html"),
+    ]
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        yield
+        service.close()
+
+    app = Router(routes, redirect_slashes=False, lifespan=lifespan)
+    return Guard(app, access or Access(), metrics, frozenset(route.path for route in routes))
+
+
+class _Endpoints:
+    def __init__(self, service: Service, bodies: Bodies, name: str, card: str):
+        self._service, self._bodies = service, bodies
+        self._info = describe_model(service.classifier, name, card)
+        self._started = time.time()
+
+    async def page(self, request: Request) -> Response:
+        return _file("index.html")
+
+    async def file(self, request: Request) -> Response:
+        return _file(request.url.path.rpartition("/")[2])
+
+    async def classify(self, request: Request) -> Response:
+        return JSONResponse(await self._served(request, self._service.classify))
+
+    async def embed(self, request: Request) -> Response:
+        return JSONResponse({"embedding": await self._served(request, self._service.embed)})
+
+    async def explain(self, request: Request) -> Response:
+        explanation, png = await self._served(request, self._service.explain)
+        if png is None:
+            return JSONResponse(explanation.to_dict())
+        headers = {"X-Label": quote(explanation.label), "X-Score": f"{explanation.score:.6f}"}
+        return Response(png, media_type="image/png", headers={**headers, "Cache-Control": "no-store"})
+
+    async def info(self, request: Request) -> Response:
+        inference = self._service.metrics.inference.mean()
+        limits = self._service.limits
+        known = {"max_body": limits.max_body, "max_pixels": limits.max_pixels}
+        return JSONResponse({**self._info, "limits": known, "seconds_per_batch": inference})
+
+    async def live(self, request: Request) -> Response:
+        return JSONResponse({"live": True})
+
+    async def health(self, request: Request) -> Response:
+        ready = self._service.ready
+        return JSONResponse({"live": True, "ready": ready}, 200 if ready else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        service = self._service
+        gauges = {"waiting": service.waiting, "held_bytes": self._bodies.held, "started_seconds": self._started}
+        return Response(service.metrics.text(**gauges), media_type=metrics_module.CONTENT_TYPE)
+
+    async def _served(self, request: Request, answer: Callable[[Body], Awaitable[Any]]) -> Any:
+        """The answer to a request's body, within the limits."""
+        with self._service.admitted(), self._bodies.reading() as reader:
+            return await answer(await reader.read(request))
+
+
+def _file(name: str) -> Response:
+    content = resources.files(f"{__package__}.page").joinpath(name).read_bytes()
+    return Response(content, headers={"Content-Type": FILES[name], "Cache-Control": "no-cache"})

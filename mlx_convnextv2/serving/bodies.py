@@ -1,0 +1,140 @@
+"""Reading a request's body within its limits, and finding the picture and the parameters in it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from ..messages import short
+from .errors import DisconnectedError, RefusedError, busy
+from .limits import Limits
+
+_JSON = "application/json"
+_DISCARDED_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Body:
+    """A picture's file and what else was asked for."""
+
+    picture: bytes
+    parameters: Mapping[str, Any]
+
+
+class Bodies:
+    """Reads bodies, and knows how many bytes of them are held."""
+
+    def __init__(self, limits: Limits):
+        self._limits = limits
+        self.held = 0
+
+    @contextmanager
+    def reading(self) -> Iterator[_Reader]:
+        """Within it the bytes of one body count as held."""
+        reader = _Reader(self, self._limits)
+        try:
+            yield reader
+        finally:
+            self.held -= reader.held
+
+
+class _Reader:
+    def __init__(self, bodies: Bodies, limits: Limits):
+        self._bodies, self._limits = bodies, limits
+        self.held = 0
+
+    async def read(self, request: Request) -> Body:
+        """The whole body.
+
+        Raises:
+            RefusedError: it is too large or too slow, too much is held already, or there is no picture in it.
+            DisconnectedError: the client went before its end.
+        """
+        announced = request.headers.get("content-length", "")
+        if announced.isdecimal() and int(announced[:20]) > self._limits.max_body:
+            raise self._too_large()
+        try:
+            content = await asyncio.wait_for(self._content(request), self._limits.body_seconds)
+        except asyncio.TimeoutError:
+            sentence = f"the body did not come within {self._limits.body_seconds:g} seconds: send it again"
+            raise RefusedError(408, sentence, {"Connection": "close"}) from None
+        return parse(content, request.headers.get("content-type", ""), dict(request.query_params))
+
+    async def _content(self, request: Request) -> bytes:
+        chunks = []
+        more = True
+        while more:
+            message = await request.receive()
+            if message["type"] != "http.request":
+                raise DisconnectedError
+            chunk = message.get("body", b"")
+            self.held += len(chunk)
+            self._bodies.held += len(chunk)
+            if self.held > self._limits.max_body:
+                raise self._too_large()
+            if self._bodies.held > self._limits.max_total_bytes:
+                raise busy()
+            chunks.append(chunk)
+            more = message.get("more_body", False)
+        return b"".join(chunks)
+
+    def _too_large(self) -> RefusedError:
+        most = self._limits.max_body / 1e6
+        return RefusedError(
+            413, f"the body is larger than {most:g} MB: send a smaller picture", {"Connection": "close"}
+        )
+
+
+async def discard(request: Request) -> None:
+    """Read on for a moment what is left of a refused body, for a connection that is reset loses the refusal."""
+
+    async def rest() -> None:
+        while (message := await request.receive())["type"] == "http.request" and message.get("more_body", False):
+            pass
+
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(rest(), _DISCARDED_SECONDS)
+
+
+def parse(content: bytes, content_type: str, query: Mapping[str, str]) -> Body:
+    """The picture in a body: its bytes as they are, or {"inputs": base64, "parameters": {...}} as JSON.
+
+    Parameters of the query count where the body has none of that name.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == _JSON or (not kind and content.lstrip()[:1] == b"{"):
+        picture, parameters = _from_json(content)
+        return Body(picture, {**query, **parameters})
+    if kind.startswith(("multipart/", "text/")):  # what curl sends unasked, x-www-form-urlencoded, is taken for bytes
+        sentence = f"a body of the type {short(kind)} is not read: send the picture's bytes, or JSON with base64"
+        raise RefusedError(415, sentence)
+    if not content:
+        raise RefusedError(400, "the body is empty: send the picture's bytes, or JSON with base64")
+    return Body(content, query)
+
+
+def _from_json(content: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError):
+        raise RefusedError(400, 'the body is not JSON: send {"inputs": the picture in base64}') from None
+    inputs = values.get("inputs") if isinstance(values, dict) else None
+    if not isinstance(inputs, str):
+        raise RefusedError(400, 'the JSON must be {"inputs": the picture in base64, "parameters": {...}}')
+    parameters = values.get("parameters")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise RefusedError(400, f"parameters must be a JSON object, not {short(parameters)}")
+    if inputs.startswith("data:"):
+        inputs = inputs.partition(",")[2]
+    try:
+        return base64.b64decode("".join(inputs.split()), validate=True), parameters or {}
+    except (binascii.Error, ValueError):
+        raise RefusedError(400, "inputs is not a picture in base64") from None

@@ -1,0 +1,75 @@
+"""uvicorn's HTTP/1.1, with an end to what a client may keep open without asking or reading."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from .limits import Limits
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b'Content-Length: 61\r\n\r\n{"error": "too many connections are open: try again shortly"}'
+)
+
+
+def guarded_protocol(limits: Limits) -> type[H11Protocol]:
+    """uvicorn's protocol with these limits on connections, headers, and unread answers."""
+
+    class GuardedProtocol(H11Protocol):
+        _header_timer: asyncio.TimerHandle | None = None
+        _write_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.max_connections:
+                transport.write(_FULL)
+                self._close_soon()
+                return
+            self._expect_headers()
+
+        def data_received(self, data: bytes) -> None:
+            if self.transport.is_closing():
+                return
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:  # the headers are complete
+                self._end_header_timer()
+            elif self._header_timer is None and self.timeout_keep_alive_task is None:  # the next request has begun
+                self._expect_headers()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._end_header_timer()
+            self.resume_writing()
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            if self._write_timer is None:
+                self._write_timer = self.loop.call_later(limits.write_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._write_timer is not None:
+                self._write_timer.cancel()
+                self._write_timer = None
+            super().resume_writing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._close_soon()
+
+        def _close_soon(self) -> None:
+            """Close, also where the client does not read what it was sent."""
+            self.transport.close()
+            self.loop.call_later(limits.write_seconds, self.transport.abort)
+
+        def _expect_headers(self) -> None:
+            self._header_timer = self.loop.call_later(limits.header_seconds, self.transport.abort)
+
+        def _end_header_timer(self) -> None:
+            if self._header_timer is not None:
+                self._header_timer.cancel()
+                self._header_timer = None
+
+    return GuardedProtocol

@@ -1,0 +1,133 @@
+"""The server around the app: where it listens, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+
+import uvicorn
+
+from ..files.names import CARD_FILE
+from ..inference.classifier import ImageClassifier
+from .access import access_for, is_local
+from .app import make_app
+from .limits import Limits
+from .protocol import guarded_protocol
+
+_MOST_OF_A_CARD = 100_000  # characters
+
+
+def serve(
+    model: str | os.PathLike[str] | ImageClassifier,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    limits: Limits | None = None,
+    api_key: str | None = None,
+    allow_hosts: Iterable[str] = (),
+    allow_origins: Iterable[str] = (),
+    allow_anyone: bool = False,
+    dtype: str | None = None,
+    revision: str | None = None,
+    name: str = "",
+    on_start: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve a model until the process is asked to stop (SIGTERM, Ctrl-C): what is under way is answered first.
+
+    Args:
+        model: a Hub id, a folder, or an `ImageClassifier`.
+        dtype, revision: as for `load`.
+        limits, name: as for `make_app`. The page shows the model card of a folder.
+        host, port: where to listen; port 0 takes a free one.
+        api_key: what clients have to send as `Authorization: Bearer KEY`.
+        allow_hosts: further names that the server is called by.
+        allow_origins: other sites whose pages may ask.
+        allow_anyone: listen beyond this machine without a key.
+        on_start: told the address, once it is listened on.
+
+    Raises:
+        OSError: the address cannot be listened on.
+        ValueError: it is beyond this machine, and there is no key.
+        FileNotFoundError, OSError, ValueError: the model cannot be loaded (see `load`).
+    """
+    if not is_local(host) and api_key is None and not allow_anyone:
+        raise ValueError(
+            f"{host} is reached from other machines: give a key (--api-key), or allow anyone who reaches it "
+            "(--allow-anyone)"
+        )
+    limits = limits or Limits()
+    access = access_for(host, allow_hosts, allow_origins, api_key)
+    listener = _listen(host, port)
+    with contextlib.closing(listener):
+        card = ""
+        if not isinstance(model, ImageClassifier):
+            card = _read_card(Path(model))
+            model = ImageClassifier(model, dtype=dtype, revision=revision)
+        app = make_app(model, limits, access, name=name, card=card)
+        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what matters, Guard logs
+        config = uvicorn.Config(
+            app,
+            http=guarded_protocol(limits),
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=limits.keep_alive_seconds,
+            timeout_graceful_shutdown=limits.drain_seconds,
+            h11_max_incomplete_event_size=32_768,
+            backlog=min(limits.max_connections, 2048),
+        )
+        number = listener.getsockname()[1]
+        on_start(f"http://{f'[{host}]' if ':' in host else host}:{number}")
+        asyncio.run(_Server(config).serve(sockets=[listener]))
+
+
+def _read_card(folder: Path) -> str:
+    """The model card of a local folder, or nothing."""
+    try:
+        with open(folder / CARD_FILE, encoding="utf-8", errors="replace") as file:
+            return file.read(_MOST_OF_A_CARD)
+    except (OSError, ValueError):
+        return ""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, for which a signal is a wish to stop rather than an end of the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that an address in use is known before the model is busy."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise OSError(f"{host} is no address of this machine ({error.strerror})") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"port {port} of {host} cannot be listened on ({reason}): choose another --port") from None
+    return listener
