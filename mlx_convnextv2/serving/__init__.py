@@ -3,8 +3,8 @@
     from mlx_convnextv2 import ImageClassifier
     from mlx_convnextv2.serving import Limits, make_app, serve
 
-    serve(ImageClassifier("facebook/convnextv2-tiny-1k-224"), port=8000)      # until it is stopped
-    app = make_app(ImageClassifier("./my-finetune"), Limits(max_body=2**20))  # an ASGI app for a server of one's own
+    serve("facebook/convnextv2-tiny-1k-224", port=8000)  # until it is stopped
+    app = make_app(ImageClassifier("./my-finetune"), Limits(max_body=2**20))  # an ASGI app, for a server of your own
 
 Needs the extra `serve`. docs/serving.md has the endpoints, the limits and what is refused.
 """

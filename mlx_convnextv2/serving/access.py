@@ -11,14 +11,13 @@ from urllib.parse import urlsplit
 
 from ..messages import short
 from .errors import RefusedError
+from .page_files import PAGE_FILES
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SHORTEST_KEY = 8
 
 # What anybody may see: the page, which asks for the key itself, and whether the server lives.
-_OPEN = frozenset(
-    ["/", "/app.js", "/view.js", "/camera.js", "/style.css", "/icon.svg", "/health", "/health/live", "/health/ready"]
-)
+_OPEN = {*PAGE_FILES, "/health", "/health/live", "/health/ready"}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Any
 from urllib.parse import quote
 
@@ -22,17 +21,8 @@ from .card import describe_model
 from .guard import Guard
 from .limits import Limits
 from .metrics import Metrics
+from .page_files import PAGE_FILES, read_page_file
 from .service import Service
-
-# The page's files, and what they are.
-FILES = {
-    "index.html": "text/html; charset=utf-8",
-    "app.js": "text/javascript; charset=utf-8",
-    "view.js": "text/javascript; charset=utf-8",
-    "camera.js": "text/javascript; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-}
 
 
 def make_app(
@@ -60,7 +50,7 @@ def make_app(
     service = Service(classifier, limits, metrics)
     endpoints = _Endpoints(service, Bodies(limits), name, card)
     routes = [
-        Route("/", endpoints.page, methods=["GET"]),
+        *(Route(path, endpoints.page_file, methods=["GET"]) for path in PAGE_FILES),
         Route("/", endpoints.classify, methods=["POST"]),
         Route("/embed", endpoints.embed, methods=["POST"]),
         Route("/explain", endpoints.explain, methods=["POST"]),
@@ -69,7 +59,6 @@ def make_app(
         Route("/health/live", endpoints.live, methods=["GET"]),
         Route("/health/ready", endpoints.health, methods=["GET"]),
         Route("/metrics", endpoints.metrics, methods=["GET"]),
-        *(Route(f"/{file}", endpoints.file, methods=["GET"]) for file in FILES if file != "index.html"),
     ]
 
     @asynccontextmanager
@@ -87,11 +76,9 @@ class _Endpoints:
         self._info = describe_model(service.classifier, name, card)
         self._started = time.time()
 
-    async def page(self, request: Request) -> Response:
-        return _file("index.html")
-
-    async def file(self, request: Request) -> Response:
-        return _file(request.url.path.rpartition("/")[2])
+    async def page_file(self, request: Request) -> Response:
+        content, kind = read_page_file(request.url.path)
+        return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
 
     async def classify(self, request: Request) -> Response:
         return JSONResponse(await self._served(request, self._service.classify))
@@ -128,8 +115,3 @@ class _Endpoints:
         """The answer to a request's body, within the limits."""
         with self._service.admitted(), self._bodies.reading() as reader:
             return await answer(await reader.read(request))
-
-
-def _file(name: str) -> Response:
-    content = resources.files(f"{__package__}.page").joinpath(name).read_bytes()
-    return Response(content, headers={"Content-Type": FILES[name], "Cache-Control": "no-cache"})

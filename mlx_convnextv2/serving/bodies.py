@@ -7,7 +7,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,6 @@ from .errors import DisconnectedError, RefusedError, busy
 from .limits import Limits
 
 _JSON = "application/json"
-_DISCARDED_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -91,17 +90,6 @@ class _Reader:
         return RefusedError(
             413, f"the body is larger than {most:g} MB: send a smaller picture", {"Connection": "close"}
         )
-
-
-async def discard(request: Request) -> None:
-    """Read on for a moment what is left of a refused body, for a connection that is reset loses the refusal."""
-
-    async def rest() -> None:
-        while (message := await request.receive())["type"] == "http.request" and message.get("more_body", False):
-            pass
-
-    with suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(rest(), _DISCARDED_SECONDS)
 
 
 def parse(content: bytes, content_type: str, query: Mapping[str, str]) -> Body:

@@ -31,6 +31,16 @@ def describe_model(classifier: ImageClassifier, name: str, card: str) -> dict[st
         "labels": classifier.labels[:50],
         "image_size": classifier.processor.size["shortest_edge"] if classifier.processor.do_resize else None,
         "layers": config.stage_names,
+        "map_sides": _map_sides(classifier),
         "device": describe(model, classifier.predict),
         "card": card,
     }
+
+
+def _map_sides(classifier: ImageClassifier) -> list[int] | None:
+    """The positions on a side of each layer's heat map, or None where pictures keep their size."""
+    processor, config = classifier.processor, classifier.model.config
+    if not processor.do_resize:
+        return None
+    first = processor.size["shortest_edge"] // config.patch_shape[0]
+    return [first >> max(stage - 1, 0) for stage in range(len(config.stage_names))]

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
-from typing import Any
+from contextlib import suppress
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..messages import cut, one_line, printable
 from .access import Access
-from .bodies import discard
 from .errors import DisconnectedError, RefusedError
 from .metrics import Metrics
 
 logger = logging.getLogger("mlx_convnextv2.serving")
 
+_READ_ON_SECONDS = 2.0
 _CLIENT_GONE = 499  # as others log a client that went before its answer
 _STATUS_SENTENCES = {404: "there is nothing here: POST a picture to /", 405: "this method is not for this path"}
 
@@ -57,37 +57,26 @@ class Guard:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         start = time.perf_counter()
         headers = Headers(scope=scope)
-        extra = self._extra_headers(headers.get("origin"))
-        status = 0
-
-        async def send_guarded(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}
-            await send(message)
-
+        exchange = _Exchange(headers, receive, send, self._extra_headers(headers.get("origin")))
         try:
             self._access.check(scope["method"], scope["path"], headers)
             if scope["method"] == "OPTIONS" and self._access.is_foreign(headers.get("origin")):
-                await _send(send_guarded, 204, b"", _PREFLIGHT)
+                await exchange.answer(204, b"", _PREFLIGHT)
             else:
-                await self._app({**scope, "app": self}, receive, send_guarded)  # with which Starlette raises its errors
+                # with an "app" Starlette raises its own refusals
+                await self._app({**scope, "app": self}, exchange.receive, exchange.send)
         except DisconnectedError:
-            status = status or _CLIENT_GONE
+            exchange.status = exchange.status or _CLIENT_GONE
         except Exception as error:
-            await self._refuse(_refusal(error, scope), status, Request(scope, receive), send_guarded)
+            refusal = _refusal(error, scope)
+            if exchange.status:  # the answer has begun, and cannot be taken back
+                raise RuntimeError("the answer could not be ended") from error
+            self._metrics.refused.add(str(refusal.status))
+            content = json.dumps({"error": refusal.sentence}).encode()
+            await exchange.answer(refusal.status, content, refusal.headers)
         path = scope["path"] if scope["path"] in self._paths else "other"
-        self._metrics.requests.add(path, str(status))
+        self._metrics.requests.add(path, str(exchange.status))
         self._metrics.latency.observe(time.perf_counter() - start)
-
-    async def _refuse(self, refusal: RefusedError, status: int, request: Request, send: Send) -> None:
-        if status:  # the answer has begun, and cannot be taken back
-            raise RuntimeError("the answer could not be ended")
-        self._metrics.refused.add(str(refusal.status))
-        if request.method not in ("GET", "HEAD"):
-            await discard(request)
-        await _send(send, refusal.status, json.dumps({"error": refusal.sentence}).encode(), refusal.headers)
 
     def _extra_headers(self, origin: str | None) -> list[tuple[bytes, bytes]]:
         headers = dict(SECURITY_HEADERS)
@@ -118,9 +107,36 @@ _PREFLIGHT = {
 }
 
 
-async def _send(send: Send, status: int, body: bytes, headers: dict[str, str]) -> None:
-    all_headers: dict[str, Any] = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-    all_headers["Cache-Control"] = "no-store"
-    encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in all_headers.items()]
-    await send({"type": "http.response.start", "status": status, "headers": encoded})
-    await send({"type": "http.response.body", "body": body})
+class _Exchange:
+    """A request and its answer: what has been read of the one, and the status of the other, 0 before it has begun."""
+
+    def __init__(self, headers: Headers, receive: Receive, send: Send, extra: list[tuple[bytes, bytes]]):
+        self._receive, self._send, self._extra = receive, send, extra
+        self._unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self.status = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._unread = self._unread and message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message.get("headers", ()), *self._extra]}
+        await self._send(message)
+
+    async def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        """The whole answer. The rest of the body is read for a moment, for a connection that is reset loses it."""
+        given = {"Content-Type": "application/json", "Content-Length": str(len(content)), "Cache-Control": "no-store"}
+        given |= {**headers, "Connection": "close"} if self._unread else headers
+        encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()]
+        await self.send({"type": "http.response.start", "status": status, "headers": encoded})
+        await self.send({"type": "http.response.body", "body": content, "more_body": True})
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read_on(), _READ_ON_SECONDS)
+        await self.send({"type": "http.response.body", "body": b""})
+
+    async def _read_on(self) -> None:
+        while self._unread:
+            await self.receive()

@@ -41,10 +41,12 @@ def function_to_apply(parameters: Mapping[str, Any], default: str) -> str:
 
 
 def label(parameters: Mapping[str, Any], name: str) -> int | str | None:
-    """A label's name or index."""
+    """A label's name or index, which in a query is #INDEX."""
     value = parameters.get(name)
     if value is None or value == "":
         return None
+    if isinstance(value, str) and value[0] == "#" and value[1:].isdecimal() and len(value) < 11:
+        return int(value[1:])
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise RefusedError(400, f"{name} must be a label or its index, not {short(value)}")
     return value

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from ..files.names import CARD_FILE
 from ..inference.classifier import ImageClassifier
@@ -21,6 +22,7 @@ from .app import make_app
 from .limits import Limits
 from .protocol import guarded_protocol
 
+_MOST_HEADER_BYTES = 32_768
 _MOST_OF_A_CARD = 100_000  # characters
 
 
@@ -71,24 +73,28 @@ def serve(
             card = _read_card(Path(model))
             model = ImageClassifier(model, dtype=dtype, revision=revision)
         app = make_app(model, limits, access, name=name, card=card)
-        logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what matters, Guard logs
-        config = uvicorn.Config(
-            app,
-            http=guarded_protocol(limits),
-            ws="none",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=limits.keep_alive_seconds,
-            timeout_graceful_shutdown=limits.drain_seconds,
-            h11_max_incomplete_event_size=32_768,
-            backlog=min(limits.max_connections, 2048),
-        )
         number = listener.getsockname()[1]
         on_start(f"http://{f'[{host}]' if ':' in host else host}:{number}")
-        asyncio.run(_Server(config).serve(sockets=[listener]))
+        asyncio.run(make_server(app, limits).serve(sockets=[listener]))
+
+
+def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+    """uvicorn's server for an app of `make_app`, with what of the limits an app cannot enforce."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what matters, Guard logs
+    config = uvicorn.Config(
+        app,
+        http=guarded_protocol(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=limits.keep_alive_seconds,
+        timeout_graceful_shutdown=limits.drain_seconds,
+        h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+    )
+    return _Server(config)
 
 
 def _read_card(folder: Path) -> str:
