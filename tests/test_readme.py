@@ -28,7 +28,8 @@ PYTEST = [command for command in COMMANDS if "-m pytest" in command and command 
 # These run for minutes, with the peers that are installed; tests/test_benchmark.py runs the like on a small model.
 BENCHMARKS = [command for command in COMMANDS if "mlx_convnextv2.benchmark" in command]
 BENCHMARKS += re.findall(r"^python -m mlx_convnextv2.benchmark .*", (ROOT / "docs/speed.md").read_text(), re.MULTILINE)
-EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST + BENCHMARKS]
+SERVERS = [command for command in COMMANDS if "mlx_convnextv2.serve" in command]  # which run until they are stopped
+EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST + BENCHMARKS + SERVERS]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,17 @@ def test_the_commands_run_in_order_word_for_word(world, run):
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert (folder / "labels.csv").read_text().startswith("image,rank,label,index,score,error\n")
     assert "tench, Tinca tinca" in (folder / "report.html").read_text()
+
+
+def test_the_server_starts_and_is_where_it_says():
+    (command,) = SERVERS
+    command = f"{Path(sys.executable).parent}/{command} --port 0"
+    with subprocess.Popen(command.split(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout.readline().startswith("Serving the bundled digits model at http://127.0.0.1:")
+        finally:
+            server.terminate()
+    assert server.returncode == 0
 
 
 def test_the_benchmarks_are_commands_that_exist():

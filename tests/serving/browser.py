@@ -37,7 +37,12 @@ class Browser:
                 self._url = f"http://127.0.0.1:{line.rsplit('on port ', 1)[1].strip().rstrip('.')}"
                 break
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},{height}"]
-        arguments += ["--disable-background-networking", "--no-first-run", "--disable-dev-shm-usage"]
+        arguments += [
+            "--disable-background-networking",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+        ]
         if camera:
             arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         options = {"binary": browser, "args": arguments}

@@ -69,12 +69,15 @@ class Client:
 
 @contextlib.contextmanager
 def serving(
-    classifier: ImageClassifier, limits: Limits | None = None, access: Access | None = None
+    classifier: ImageClassifier,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    name: str = "a small model",
 ) -> Iterator[Client]:
     """A server of these limits, stopped at the end."""
     limits = limits or Limits()
     listener = socket.create_server(("127.0.0.1", 0))
-    server = make_server(make_app(classifier, limits, access, name="a small model", card="# Card"), limits)
+    server = make_server(make_app(classifier, limits, access, name=name, card="# Card"), limits)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:

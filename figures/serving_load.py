@@ -1,0 +1,218 @@
+"""How fast is `serve`, and what does it lose? Prints the tables of docs/serving.md.
+
+python figures/serving_load.py [--size atto] [--seconds 10] [--requests 10000]
+
+The server runs in a process of its own, with random weights of a size; the clients run here. First the latency of 1, 8 and
+32 clients, and the pictures a second, in turns with a loop that calls the model in the server's place. Then many requests,
+one in a hundred of them malformed, slow or cut off: every good one has to be answered, and memory has to stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLIENTS = (1, 8, 32)
+ROUNDS = 3
+BAD_EVERY = 100
+PATIENCE = 120.0  # seconds for one answer
+
+
+def photo(side: int = 320) -> bytes:
+    """A JPEG of a smooth picture with some noise, of about 30 kB."""
+    random = np.random.RandomState(0)
+    y, x = np.mgrid[0:side, 0:side]
+    channels = [128 + 80 * np.sin(x / 29 + phase) * np.cos(y / 23 - phase) for phase in (0, 1, 2)]
+    pixels = np.stack(channels, axis=-1) + random.normal(0, 12, (side, side, 3))
+    content = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(content, "JPEG", quality=85)
+    return content.getvalue()
+
+
+def request(body: bytes, close: bool = False) -> bytes:
+    connection = "Connection: close\r\n" if close else ""
+    head = (
+        f"POST / HTTP/1.1\r\nHost: localhost\r\n{connection}Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
+    )
+    return f"{head}\r\n".encode() + body
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """The status and the body of the next answer."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), PATIENCE)
+    length = int(re.search(rb"content-length: (\d+)", head)[1])
+    return int(head.split(b" ", 2)[1]), await asyncio.wait_for(reader.readexactly(length), PATIENCE)
+
+
+async def clients(port: int, count: int, seconds: float, body: bytes) -> list[float]:
+    """The latencies of all answers that so many clients got one after another, each on a connection of its own."""
+    end = time.perf_counter() + seconds
+    latencies: list[float] = []
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while (start := time.perf_counter()) < end:
+            writer.write(request(body))
+            status, content = await answer(reader)
+            if status != 200:
+                raise SystemExit(f"an answer of status {status}: {content!r}")
+            latencies.append(time.perf_counter() - start)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(count)))
+    return latencies
+
+
+def in_a_loop(folder: str, seconds: float, body: bytes) -> float:
+    """Pictures a second of a process that decodes and classifies them one after another."""
+    code = f"""
+import io, sys, time
+from mlx_convnextv2 import ImageClassifier
+body = sys.stdin.buffer.read()
+classifier = ImageClassifier({folder!r})
+classifier(io.BytesIO(body))
+start, count = time.perf_counter(), 0
+while time.perf_counter() - start < {seconds}:
+    classifier(io.BytesIO(body)); count += 1
+print(count / (time.perf_counter() - start))
+"""
+    result = subprocess.run([sys.executable, "-c", code], input=body, capture_output=True, check=True)
+    return float(result.stdout)
+
+
+class Server:
+    """`serve` in a process of its own."""
+
+    def __init__(self, folder: str):
+        command = [sys.executable, "-m", "mlx_convnextv2.serve", "--model", folder, "--port", "0"]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.port = int(re.search(r":(\d+) \(", self.process.stdout.readline())[1])
+
+    def resident(self) -> float:
+        """Its memory in MB."""
+        pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def stop(self) -> int:
+        self.process.terminate()
+        return self.process.wait(60)
+
+
+async def bad(port: int, kind: int, body: bytes) -> None:
+    """A client that sends nonsense, or goes in the middle, or sends a byte now and then."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    if kind == 0:
+        writer.write(request(b"no picture " * 50, close=True))
+        status, _ = await answer(reader)
+        if status != 400:
+            raise SystemExit(f"a malformed picture was answered with status {status}")
+    elif kind == 1:
+        writer.write(request(body)[: len(body) // 2])
+        await writer.drain()
+    else:
+        sent = request(body, close=True)
+        for start in range(0, len(sent), len(sent) // 20):
+            writer.write(sent[start : start + len(sent) // 20])
+            await asyncio.sleep(0.05)
+        await answer(reader)
+    writer.close()
+
+
+async def storm(server: Server, total: int, body: bytes) -> tuple[Counter[int], list[float]]:
+    """The statuses of the good ones among so many requests of 16 clients, and the server's memory on the way."""
+    statuses: Counter[int] = Counter()
+    memory: list[float] = []
+    numbers = iter(range(total))
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        for number in numbers:
+            if number % (total // 20) == 0:
+                memory.append(server.resident())
+            if number % BAD_EVERY == 0:
+                await bad(server.port, number // BAD_EVERY % 3, body)
+                continue
+            writer.write(request(body))
+            status, _ = await answer(reader)
+            statuses[status] += 1
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(16)))
+    return statuses, memory
+
+
+def quantile(values: list[float], share: float) -> str:
+    return f"{1000 * float(np.quantile(values, share)):.1f}"
+
+
+def measure_speed(folder: str, seconds: float, body: bytes) -> None:
+    server = Server(folder)
+    asyncio.run(clients(server.port, 8, 2, body))  # warm
+    rates: dict[int, list[float]] = {count: [] for count in CLIENTS}
+    latencies: dict[int, list[float]] = {count: [] for count in CLIENTS}
+    loop = []
+    for _ in range(ROUNDS):
+        loop.append(in_a_loop(folder, seconds, body))
+        for count in CLIENTS:
+            got = asyncio.run(clients(server.port, count, seconds, body))
+            rates[count].append(len(got) / seconds)
+            latencies[count] += got
+    server.stop()
+    print("| clients | median, ms | 95 %, ms | 99 %, ms | pictures/s | to the loop |\n|---:|---:|---:|---:|---:|---:|")
+    for count in CLIENTS:
+        ratio = statistics.median(rate / alone for rate, alone in zip(rates[count], loop, strict=True))
+        quantiles = " | ".join(quantile(latencies[count], share) for share in (0.5, 0.95, 0.99))
+        print(f"| {count} | {quantiles} | {statistics.median(rates[count]):.1f} | {ratio:.2f} |")
+    print(f"\nThe loop: {statistics.median(loop):.1f} pictures/s", flush=True)
+
+
+def measure_storm(folder: str, total: int, body: bytes) -> int:
+    server = Server(folder)
+    asyncio.run(clients(server.port, 16, 2, body))  # warm
+    statuses, memory = asyncio.run(storm(server, total, body))
+    status = server.stop()
+    good = total - len(range(0, total, BAD_EVERY))
+    lost = good - statuses[200]
+    settled = memory[len(memory) // 4 :]
+    print(
+        f"\n{total:,} requests, one in {BAD_EVERY} bad: {statuses[200]:,} of {good:,} good ones answered, {lost} lost"
+    )
+    print(f"Memory: {settled[0]:.0f} MB after a quarter, {settled[-1]:.0f} MB at the end; exit status {status}")
+    return lost
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", default="atto", help="atto to huge")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each number of clients in each round")
+    parser.add_argument("--requests", type=int, default=10_000)
+    arguments = parser.parse_args()
+    body = photo()
+    with tempfile.TemporaryDirectory() as temporary:
+        from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
+        from mlx_convnextv2.demo import DEMO
+
+        folder = str(Path(temporary) / "model")
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(arguments.size))
+        save(model, folder, ConvNextImageProcessor(size=224))
+        if arguments.seconds:
+            measure_speed(folder, arguments.seconds, body)
+        lost = measure_storm(str(DEMO), arguments.requests, body) if arguments.requests else 0
+    return 1 if lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
