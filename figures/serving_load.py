@@ -2,9 +2,9 @@
 
 python figures/serving_load.py [--size atto] [--seconds 10] [--requests 10000]
 
-The server runs in a process of its own, with random weights of a size; the clients run here. First the latency of 1, 8 and
-32 clients, and the pictures a second, in turns with a loop that calls the model in the server's place. Then many requests,
-one in a hundred of them malformed, slow or cut off: every good one has to be answered, and memory has to stay.
+The server runs in a process of its own, with random weights of a size; the clients run here. First the latency of 1, 8
+and 32 clients, and the pictures a second, in turns with a loop that calls the model in the server's place. Then many
+requests, one in a hundred of them malformed, slow or cut off: every good one has to be answered, and memory has to stay.
 """
 
 from __future__ import annotations
@@ -43,11 +43,9 @@ def photo(side: int = 320) -> bytes:
 
 
 def request(body: bytes, close: bool = False) -> bytes:
-    connection = "Connection: close\r\n" if close else ""
-    head = (
-        f"POST / HTTP/1.1\r\nHost: localhost\r\n{connection}Content-Type: image/jpeg\r\nContent-Length: {len(body)}\r\n"
-    )
-    return f"{head}\r\n".encode() + body
+    lines = ["POST / HTTP/1.1", "Host: localhost", "Content-Type: image/jpeg", f"Content-Length: {len(body)}"]
+    lines += ["Connection: close"] if close else []
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -187,9 +185,7 @@ def measure_storm(folder: str, total: int, body: bytes) -> int:
     good = total - len(range(0, total, BAD_EVERY))
     lost = good - statuses[200]
     settled = memory[len(memory) // 4 :]
-    print(
-        f"\n{total:,} requests, one in {BAD_EVERY} bad: {statuses[200]:,} of {good:,} good ones answered, {lost} lost"
-    )
+    print(f"\n{total:,} requests, 1 % bad: {statuses[200]:,} of {good:,} good ones answered, {lost} lost")
     print(f"Memory: {settled[0]:.0f} MB after a quarter, {settled[-1]:.0f} MB at the end; exit status {status}")
     return lost
 

@@ -22,6 +22,7 @@ from .app import make_app
 from .limits import Limits
 from .protocol import guarded_protocol
 
+_BACKLOG = 128  # connections that the system holds until they are taken
 _MOST_HEADER_BYTES = 32_768
 _MOST_OF_A_CARD = 100_000  # characters
 
@@ -93,6 +94,7 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         timeout_keep_alive=limits.keep_alive_seconds,
         timeout_graceful_shutdown=limits.drain_seconds,
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+        backlog=_BACKLOG,
     )
     return _Server(config)
 
@@ -123,7 +125,7 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that an address in use is known before the model is busy."""
+    """A socket that listens already, so that a port in use is known before a model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -132,6 +134,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(_BACKLOG)  # before this two processes can have one port
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error
