@@ -4,7 +4,7 @@ python figures/serving_load.py [--size atto] [--seconds 10] [--requests 10000]
 
 The server runs in a process of its own, with random weights of a size; the clients run here. First the latency of 1, 8
 and 32 clients, and the pictures a second, in turns with a loop that calls the model in the server's place. Then many
-requests, one in a hundred of them malformed, slow or cut off: every good one has to be answered, and memory has to stay.
+requests, one in a hundred of them malformed, slow or cut off: each good one has to be answered, and memory has to stay.
 """
 
 from __future__ import annotations
