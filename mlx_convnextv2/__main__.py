@@ -14,7 +14,7 @@ COMMANDS = {
     "convert": "convert a checkpoint to MLX, or back to transformers",
     "train": "train a classifier on folders of pictures",
     "evaluate": "measure how good a checkpoint is on labelled images",
-    "export": "write a model for an app: a graph for MLX, a program for Core ML",
+    "export": "write a model for an app: for MLX, Core ML or ONNX Runtime",
     "explain": "show which parts of a picture speak for a label",
     "serve": "show the model in a browser, and answer programs",
     "benchmark": "measure a checkpoint on this device",

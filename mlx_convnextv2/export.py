@@ -1,4 +1,4 @@
-"""`python -m mlx_convnextv2.export`: a model for an app, as a graph for MLX or a program for Core ML."""
+"""`python -m mlx_convnextv2.export`: a model for an app, for MLX, for Core ML or for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _EXAMPLES = """\
   python -m mlx_convnextv2.export --output classifier
   python -m mlx_convnextv2.export --model ./my-finetune --output classifier --batch 1,8 --dtype float16
   python -m mlx_convnextv2.export --format coreml --output Classifier.mlpackage
+  python -m mlx_convnextv2.export --format onnx --output web -q
   python -m mlx_convnextv2.export --model timm/convnextv2_atto.fcmae_ft_in1k --output small -q --q-bits 8 --features
 """
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = terminal.parser("export", "Write a model for an app: for MLX (C++, Swift, Python) or Core ML.", _EXAMPLES)
-    parser.add_argument(
-        "--format", choices=("mlx", "coreml"), default="mlx", help="a graph for MLX, or a program for Core ML"
+    parser = terminal.parser(
+        "export", "Write a model for an app: for MLX (C++, Swift, Python), Core ML or ONNX Runtime.", _EXAMPLES
     )
+    parser.add_argument("--format", choices=("mlx", "coreml", "onnx"), default="mlx", help="who runs it (default: mlx)")
     parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--demo", action="store_true", help="export the bundled digits checkpoint")
@@ -34,8 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--batch", type=terminal.positive_ints, default=[1], metavar="N,...", help="images at once (default: 1)"
     )
     parser.add_argument(
-        "--dtype", choices=terminal.DTYPE_NAMES, help="the weights' type (default: the checkpoint's; Core ML: float16)"
+        "--dtype",
+        choices=terminal.DTYPE_NAMES,
+        help="the weights' type (default: the checkpoint's; Core ML: float16; ONNX: float32)",
     )
+    parser.add_argument("--input", choices=("uint8", "float32"), help="an ONNX model's pixels (default: uint8)")
     parser.add_argument("--features", action="store_true", help="return the pooled embedding too")
     terminal.add_quantization(parser, "palette")
     parser.set_defaults(q_mode=None)  # each format has its own

@@ -84,6 +84,8 @@ def test_the_commands_run_in_order_word_for_word(world, run):
             continue  # needs the extra `torch`, as README says
         if "--format coreml" in command and not importlib.util.find_spec("coremltools"):
             continue  # needs the extra `coreml`
+        if "--format onnx" in command and not importlib.util.find_spec("onnx"):
+            continue  # needs the extra `onnx`
         if re.search("[|>]", command):
             result = by_shell(command, world)
         else:

@@ -128,6 +128,12 @@ def model_card(
     )
 
 
+def weights_terms(licence: str | None) -> str:
+    """The terms of weights for a file without a card: what the source states, and the caveat of the published ones."""
+    stated = f"{licence}, as the source states." if licence else "None is stated."
+    return f"{stated} {' '.join(_CAVEAT.split())}"
+
+
 def _licence_lines(licence: str | None) -> str:
     """The header's entry for a licence, or for several with commas between them."""
     # JSON's strings are YAML's, whatever they contain

@@ -14,7 +14,9 @@ PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar")  # the last is timm's, an
 # What `export` writes, by a file of it: no checkpoints, and told from them.
 GRAPH_FILE = "model.mlxfn"
 PROGRAM_FILE = "Data/com.apple.CoreML/model.mlmodel"
+ONNX_FILE = "model.onnx"
 EXPORTED = {
     GRAPH_FILE: "an exported graph, which MLX runs without this package, as its README.md shows",
     PROGRAM_FILE: "a Core ML program, which Xcode and Vision run",
+    ONNX_FILE: "an ONNX model, which ONNX Runtime runs",
 }

@@ -1,4 +1,4 @@
-"""Weights in fewer bits, in the two ways in which Core ML stores them."""
+"""Weights in fewer bits, as Core ML and ONNX store them."""
 
 from __future__ import annotations
 
@@ -98,23 +98,3 @@ def pack(indices: np.ndarray, bits: int) -> np.ndarray:
         return indices
     each = np.unpackbits(indices[:, None], axis=1, count=bits, bitorder="little")  # (n, bits)
     return np.packbits(each.reshape(-1), bitorder="little")
-
-
-def blockwise(weight: np.ndarray, bits: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Unsigned integers around 2**(bits - 1), with a scale for each block of a row, as ONNX Runtime multiplies by them.
-
-    weight (out, in) -> packed uint8 (out, ceil(in / block), block * bits / 8), of 4 bits the first in the lower half,
-    and scales float32 (out * ceil(in / block),).
-    """
-    rows, columns = weight.shape
-    padded = np.pad(weight, ((0, 0), (0, -columns % block))).reshape(rows, -1, block)
-    middle = 2 ** (bits - 1)
-    # The largest value becomes the lowest integer, which has one more step than the highest.
-    largest = np.take_along_axis(padded, np.abs(padded).argmax(axis=2)[..., None], axis=2)
-    scales = largest / -middle
-    with np.errstate(divide="ignore", invalid="ignore"):
-        integers = np.where(scales == 0, 0, np.rint(padded / scales))
-    integers = np.clip(integers + middle, 0, 2 * middle - 1).astype(np.uint8)
-    if bits == 4:
-        integers = integers[..., 0::2] | integers[..., 1::2] << 4
-    return integers, scales.reshape(-1).astype(np.float32)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..checkpoints.model_card import weights_terms
 from ..files.atomic_folder import Kind, check_target, new_folder
 from ..files.names import PROGRAM_FILE
 from ..images.processor import ImageProcessor
@@ -210,10 +211,7 @@ def _describe(
     metadata = spec.description.metadata
     metadata.shortDescription = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
     metadata.author = "The model: Woo, Debnath, Hu, Chen, Liu, Kweon and Xie. The program: mlx_convnextv2"
-    metadata.license = licence or (
-        "None is stated. For the published ConvNeXt V2 weights the authors' repository says CC BY-NC 4.0 (no "
-        "commercial use), the Hub's cards say Apache-2.0."
-    )
+    metadata.license = weights_terms(licence)
     metadata.versionString = __version__
     advice, option = _advice(processor, shape)
     metadata.userDefined["imageCropAndScaleOption"] = option

@@ -70,13 +70,13 @@ def describe(
             "colour": "RGB" if shape[2] == 3 else "grey",
             "layout": "NHWC",
         },
-        "preprocessing": _preprocessing(processor, shape),
+        "preprocessing": preprocessing(processor, shape),
         "outputs": outputs,
         "labels": class_labels(model.config),
     }
 
 
-def _preprocessing(processor: ImageProcessor, shape: tuple[int, int, int]) -> dict[str, Any]:
+def preprocessing(processor: ImageProcessor, shape: tuple[int, int, int]) -> dict[str, Any]:
     """What an app does before the graph: how to resize, then the middle to cut out."""
     if not processor.do_resize:
         return {"resize": None, "crop": None}

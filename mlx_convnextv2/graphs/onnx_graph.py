@@ -8,6 +8,7 @@ What has to be summed is summed in float32, in float16 graphs too.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,13 @@ from onnx import TensorProto, helper, numpy_helper
 from .._version import __version__
 from ..images.processor import ImageProcessor
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
-from .compression import blockwise
+from .compression import quantize
 from .walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
 
 OPSET = 21  # ONNX 1.16 of 2024, which ONNX Runtime reads from 1.18 on
 IR_VERSION = 10  # of the same release
-_MICROSOFT = "com.microsoft"
+MAX_WEIGHT_BYTES = 2**31 - 2**24  # protobuf's limit of a file, and room for what is not weights
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
-_BLOCK = 32  # weights of a row that share a scale
 
 Input = tuple[str, str, Sequence[int | str]]  # name, type and shape
 
@@ -37,13 +37,13 @@ def classifying_graph(
     input: str = "uint8",
     features: bool = False,
     dtype: str = "float32",
-    bits: int | None = None,
+    quantized: bool = False,
 ) -> onnx.ModelProto:
     """From `pixels` of 0 to 255 (N, *shape, C) of the type `input` to `probabilities` (N, num_labels) in float32.
 
-    With `features` also to `embedding` (N, hidden_size) in float32.
+    With `features` also to `embedding` (N, hidden_size) in float32. `quantized` stores linear layers in 8 bits.
     """
-    add = ONNXOperations(dtype, bits)
+    add = ONNXOperations(dtype, quantized)
     pooled = pooled_output(model, add, add.normalized("pixels", processor))
     logits = add.cast(add.linear(pooled, classifier(model)), "float32")
     outputs = [(add.node("Softmax", [logits], "probabilities", axis=-1), model.config.num_labels)]
@@ -68,17 +68,27 @@ def inference_graph(
     return add.model(("pixel_values", "float32", shape), [(result, width)])
 
 
+def write(graph: onnx.ModelProto, file: Path, metadata: dict[str, str]) -> None:
+    """Write the file, with its weights in another beside it where protobuf could not hold them, and check it."""
+    helper.set_model_props(graph, metadata)
+    external = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > MAX_WEIGHT_BYTES
+    onnx.save_model(
+        graph, str(file), save_as_external_data=external, all_tensors_to_one_file=True, location=f"{file.name}_data"
+    )
+    onnx.checker.check_model(str(file), full_check=not external)  # which infers shapes, and cannot of so large a one
+
+
 class ONNXOperations:
     """`walk.Operations` of the names of ONNX values, added to a graph.
 
     Args:
         dtype: "float32" or "float16".
-        bits: 8 or 4 for the weights of linear layers, in blocks of a row; None keeps them in `dtype`.
+        quantized: whether the weights of linear layers are stored as int8, with a scale for each output.
     """
 
-    def __init__(self, dtype: str, bits: int | None = None):
+    def __init__(self, dtype: str, quantized: bool = False):
         self._dtype = dtype
-        self._bits = bits
+        self._quantized = quantized
         self._nodes: list[onnx.NodeProto] = []
         self._weights: list[onnx.TensorProto] = []
 
@@ -93,17 +103,16 @@ class ONNXOperations:
             returns,
             self._weights,
         )
-        opsets = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(_MICROSOFT, 1)] if self._bits else [])
         return helper.make_model(
             graph,
-            opset_imports=opsets,
+            opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="mlx_convnextv2",
             producer_version=__version__,
         )
 
-    def node(self, operation: str, inputs: Sequence[str], output: str, domain: str = "", **attributes: Any) -> str:
-        self._nodes.append(helper.make_node(operation, inputs, [output], name=output, domain=domain, **attributes))
+    def node(self, operation: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
+        self._nodes.append(helper.make_node(operation, inputs, [output], name=output, **attributes))
         return output
 
     def convolution(self, x: str, layer: Convolution) -> str:
@@ -118,16 +127,14 @@ class ONNXOperations:
 
     def linear(self, x: str, layer: Linear) -> str:
         bias = self._weight(layer.bias, f"{layer.name}.bias")
-        product = f"{layer.name}.product"
-        outputs, inputs = layer.weight.shape
-        if self._bits is None:
-            weight = self._weight(np.ascontiguousarray(layer.weight.T), f"{layer.name}.weight")  # (out, in) -> (in, out)
-            self.node("MatMul", [x, weight], product)
+        if self._quantized:
+            stored = quantize(layer.weight)
+            integers = self._initializer(np.ascontiguousarray(stored.integers.T), f"{layer.name}.integers")
+            scale = self._weight(stored.scale, f"{layer.name}.scale")
+            weight = self.node("DequantizeLinear", [integers, scale], f"{layer.name}.weight", axis=1)
         else:
-            packed, scales = blockwise(layer.weight, self._bits, _BLOCK)
-            names = [self._weight(packed, f"{layer.name}.weight", as_it_is=True), self._weight(scales, f"{layer.name}.scales")]
-            how = {"K": inputs, "N": outputs, "bits": self._bits, "block_size": _BLOCK}
-            self.node("MatMulNBits", [x, *names], product, _MICROSOFT, **how)
+            weight = self._weight(np.ascontiguousarray(layer.weight.T), f"{layer.name}.weight")  # -> (in, out)
+        product = self.node("MatMul", [x, weight], f"{layer.name}.product")
         return self.node("Add", [product, bias], layer.name)
 
     def layer_norm(self, x: str, layer: Norm) -> str:
@@ -191,13 +198,14 @@ class ONNXOperations:
             self._weights.append(numpy_helper.from_array(make(), name))
         return name
 
-    def _weight(self, values: np.ndarray, name: str, dtype: str | None = None, as_it_is: bool = False) -> str:
-        if not as_it_is:
-            with np.errstate(over="ignore"):
-                cast = values.astype(dtype or self._dtype)
-            if not np.isfinite(cast).all():
-                what = "are no finite numbers" if not np.isfinite(values).all() else "are too large for float16"
-                raise ValueError(f"weights of this model {what}: no graph of it would answer")
-            values = cast
+    def _weight(self, values: np.ndarray, name: str, dtype: str | None = None) -> str:
+        with np.errstate(over="ignore"):
+            cast = values.astype(dtype or self._dtype)
+        if not np.isfinite(cast).all():
+            what = "are no finite numbers" if not np.isfinite(values).all() else "are too large for float16"
+            raise ValueError(f"weights of this model {what}: no graph of it would answer")
+        return self._initializer(cast, name)
+
+    def _initializer(self, values: np.ndarray, name: str) -> str:
         self._weights.append(numpy_helper.from_array(values, name))
         return name

@@ -185,7 +185,7 @@ class TestWhatTheProgramSaysOfItself:
         assert [output.name for output in description.output] == ["classLabel", "classLabel_probs"]
         assert description.predictedFeatureName == "classLabel"
         assert description.metadata.shortDescription.startswith("owner/digits: ")
-        assert description.metadata.license == "cc-by-nc-4.0"
+        assert description.metadata.license.startswith("cc-by-nc-4.0, as the source states. For the published")
         assert "Woo" in description.metadata.author
         told = description.metadata.userDefined
         assert told["com.apple.coreml.model.preview.type"] == "imageClassifier"

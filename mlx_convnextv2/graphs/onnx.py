@@ -1,0 +1,127 @@
+"""A model as an ONNX file, straight from its MLX weights: pixels in, probabilities out.
+
+The way of the data through the graph: pixels -> rescaled and normalised -> the model -> softmax. What comes before,
+resizing and cropping, is the app's, and the file's metadata says how.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..checkpoints.model_card import weights_terms
+from ..files.atomic_folder import Kind, check_target, new_folder
+from ..files.names import ONNX_FILE
+from ..images.processor import ImageProcessor
+from ..messages import short
+from ..model.convnextv2 import ConvNextV2ForImageClassification
+from ..model.labels import class_labels
+from .description import input_shape, preprocessing
+
+ONNX = Kind("an ONNX model", ((ONNX_FILE,),))
+DTYPES = ("float32", "float16")
+INPUTS = ("uint8", "float32")
+
+
+@dataclass(frozen=True)
+class ONNXModel:
+    """What was written: size in bytes, the type that is computed in, the input's type and shape, and the opset."""
+
+    path: Path
+    bytes: int
+    dtype: str
+    quantized: bool
+    input: str
+    shape: tuple[int, int, int]
+    outputs: tuple[str, ...]
+    opset: int
+
+    def __str__(self) -> str:
+        stored = f"{self.dtype}, linear layers in 8 bits" if self.quantized else self.dtype
+        takes = f"{self.input} pixels (batch, {', '.join(map(str, self.shape))})"
+        return f"{self.bytes / 1e6:,.1f} MB, {stored}, {takes} to {' and '.join(self.outputs)}, opset {self.opset}"
+
+
+def export_onnx(
+    model: ConvNextV2ForImageClassification,
+    processor: ImageProcessor,
+    path: str | os.PathLike[str],
+    *,
+    input: str = "uint8",
+    features: bool = False,
+    dtype: str = "float32",
+    q_bits: int | None = None,
+    name: str = "the model",
+    licence: str | None = None,
+    overwrite: bool = False,
+) -> ONNXModel:
+    """Write a folder with model.onnx, which appears whole or not at all.
+
+    The graph takes `pixels` of 0 to 255, (N, H, W, C), any number N of images, resized and cropped, and returns
+    `probabilities` (N, num_labels) in float32. Weights of more than 2 GB lie in model.onnx_data beside it.
+
+    Args:
+        model: with a classification head, quantized or not, which is not changed.
+        processor: its image processor; what it does to pixels becomes part of the graph.
+        path: the folder, which must not exist.
+        input: the pixels' type, "uint8" or "float32".
+        features: return the pooled `embedding` (N, hidden_size) in float32, too.
+        dtype: what is computed in, "float32" or "float16". ONNX Runtime computes float16 on a CPU in float32.
+        q_bits: 8 stores the linear layers' weights as integers with a scale for each output channel. ONNX Runtime
+            then multiplies integers where the processor is made for it, and rounds activations for that.
+        name: of the model, for the metadata.
+        licence: of the weights, which goes into the metadata.
+        overwrite: replace an ONNX model that is there.
+
+    Raises:
+        FileExistsError: the folder exists.
+        ImportError: onnx is not installed.
+        OSError: it cannot be written, for lack of space say.
+        ValueError: the model has no head, an argument makes no sense, or weights do not fit into `dtype`.
+    """
+    path = Path(path).expanduser()
+    check_onnx(path, input=input, dtype=dtype, q_bits=q_bits, overwrite=overwrite)
+    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+        raise ValueError(f"{name} has no classification head, so that a graph could not name what an image shows")
+    channels = len(processor.image_mean)
+    if channels != model.config.num_channels:
+        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
+    from . import onnx_graph
+
+    shape = input_shape(model, processor)
+    options: dict[str, Any] = {"input": input, "features": features, "dtype": dtype, "quantized": q_bits is not None}
+    graph = onnx_graph.classifying_graph(model, processor, shape, **options)
+    graph.doc_string = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
+    metadata = {
+        "model": name,
+        "labels": json.dumps(class_labels(model.config), ensure_ascii=False),
+        "preprocessing": json.dumps(preprocessing(processor, (*shape, channels))),
+        "licence": weights_terms(licence),
+        "mlx_convnextv2": __version__,
+    }
+    outputs = tuple(output.name for output in graph.graph.output)
+    with new_folder(path, overwrite, ONNX) as folder:
+        onnx_graph.write(graph, folder / ONNX_FILE, metadata)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    return ONNXModel(path, size, dtype, q_bits is not None, input, (*shape, channels), outputs, onnx_graph.OPSET)
+
+
+def check_onnx(
+    path: Path, *, input: str = "uint8", dtype: str = "float32", q_bits: int | None = None, overwrite: bool = False
+) -> None:
+    """Raise where `export_onnx` would, as far as no model is needed to tell."""
+    if input not in INPUTS:
+        raise ValueError(f"an ONNX model takes pixels as {' or '.join(INPUTS)}, not as {short(input)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"an ONNX model computes in {' or '.join(DTYPES)}, not in {short(dtype)}")
+    if q_bits not in (None, 8):
+        raise ValueError(f"an ONNX model's weights are quantized to 8 bits, not to {q_bits}")
+    check_target(path, overwrite, ONNX)
+    try:
+        import onnx  # noqa: F401 - whether it is there
+    except ImportError:
+        raise ImportError('ONNX models are written by onnx: pip install "mlx-convnextv2[onnx]"') from None
