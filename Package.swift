@@ -20,9 +20,11 @@ let package = Package(
             publicHeadersPath: "swift",
             cxxSettings: [.headerSearchPath("include"), .headerSearchPath("src")]),
         .target(name: "ConvNeXtV2Core", dependencies: ["CConvNeXtV2Image"], path: "swift/Sources/ConvNeXtV2Core"),
+        .target(
+            name: "ClassifyCommand", dependencies: ["ConvNeXtV2Core"], path: "swift/Sources/ClassifyCommand"),
         .target(name: "TestFixtures", dependencies: ["ConvNeXtV2Core"], path: "swift/Tests/TestFixtures"),
         .testTarget(
-            name: "ConvNeXtV2CoreTests", dependencies: ["ConvNeXtV2Core", "TestFixtures"],
+            name: "ConvNeXtV2CoreTests", dependencies: ["ConvNeXtV2Core", "ClassifyCommand", "TestFixtures"],
             path: "swift/Tests/ConvNeXtV2CoreTests"),
     ],
     swiftLanguageModes: [.v6],
@@ -44,7 +46,7 @@ if withMLX {
             name: "MLXConvNeXtV2",
             dependencies: [
                 "ConvNeXtV2Core", .product(name: "MLX", package: "mlx-swift"),
-                .product(name: "MLXFast", package: "mlx-swift"), .product(name: "MLXNN", package: "mlx-swift"),
+                .product(name: "MLXNN", package: "mlx-swift"),
             ],
             path: "swift/Sources/MLXConvNeXtV2"),
         .target(
@@ -52,7 +54,7 @@ if withMLX {
             dependencies: ["ConvNeXtV2Core", .product(name: "HuggingFace", package: "swift-huggingface")],
             path: "swift/Sources/MLXConvNeXtV2Hub"),
         .executableTarget(
-            name: "mlx-convnextv2", dependencies: ["MLXConvNeXtV2", "MLXConvNeXtV2Hub"],
+            name: "mlx-convnextv2", dependencies: ["MLXConvNeXtV2", "MLXConvNeXtV2Hub", "ClassifyCommand"],
             path: "swift/Sources/mlx-convnextv2"),
         .testTarget(
             name: "MLXConvNeXtV2Tests", dependencies: ["MLXConvNeXtV2", "TestFixtures"],

@@ -9,6 +9,12 @@ public struct Classification: Equatable, Sendable, Identifiable {
     public let index: Int
     public var id: Int { index }
 
+    public init(label: String, score: Float, index: Int) {
+        self.label = label
+        self.score = score
+        self.index = index
+    }
+
     /// The most probable labels, best first; where scores are equal, the lower class.
     ///
     /// - Parameters:

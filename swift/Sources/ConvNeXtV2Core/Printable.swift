@@ -24,7 +24,7 @@ package func printable(_ text: String) -> String {
 }
 
 /// `printable`, without its middle where it is long.
-func short(_ text: String, most: Int = 200) -> String {
+package func short(_ text: String, most: Int = 200) -> String {
     let plain = printable(text)
     return plain.count <= most ? plain : "\(plain.prefix(most / 2 - 2))...\(plain.suffix(most / 2 - 1))"
 }

@@ -59,6 +59,6 @@ final class Predictor {
         guard BlockPath.fits(pixelValues, body.configuration) else { return try body(pixelValues).lastHiddenState }
         if case .untried = blocks { blocks = BlockPath.choose(body, pixelValues) }
         guard case .kernels(let stages) = blocks else { return try body(pixelValues).lastHiddenState }
-        return BlockPath.run(body, stages, body.embeddings(pixelValues))
+        return try BlockPath.run(body, stages, body.embeddings(pixelValues))
     }
 }

@@ -1,3 +1,4 @@
+import ClassifyCommand
 import Foundation
 import MLX
 import MLXConvNeXtV2

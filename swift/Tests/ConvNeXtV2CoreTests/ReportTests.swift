@@ -1,3 +1,4 @@
+import ClassifyCommand
 import XCTest
 
 @testable import ConvNeXtV2Core
@@ -32,5 +33,30 @@ final class ReportTests: XCTestCase {
             Report.json("c.jpg", predictions),
             #"{"image": "c.jpg", "predictions": [{"label": "a \"b\" \u00e9\n", "score": 0.5, "index": 3}]}"# + "\n")
         XCTAssertEqual(Report.json("c", error: "no 😀"), #"{"image": "c", "error": "no \ud83d\ude00"}"# + "\n")
+    }
+
+    func testArguments() throws {
+        let standard = try XCTUnwrap(Arguments.parse(["a.jpg", "b.jpg"]))
+        XCTAssertEqual(standard.images, ["a.jpg", "b.jpg"])
+        XCTAssertEqual(standard.model, "facebook/convnextv2-tiny-1k-224")
+        XCTAssertEqual(standard.top, 5)
+        XCTAssertEqual(standard.format, .table)
+        let all = ["--model", "m", "--revision=r", "a.jpg", "--top-k", "3", "--dtype", "float16", "--format=json"]
+        let given = try XCTUnwrap(Arguments.parse(all))
+        XCTAssertEqual([given.model, given.revision, given.dtype], ["m", "r", "float16"])
+        XCTAssertEqual(given.images, ["a.jpg"])
+        XCTAssertEqual(given.top, 3)
+        XCTAssertEqual(given.format, .json)
+        XCTAssertNil(try Arguments.parse(["--help"]))
+        for (words, part) in [
+            ([], "at least one IMAGE"), (["a", "--top-k", "0"], "at least 1, not 0"),
+            (["a", "--top-k"], "needs a value"),
+            (["a", "--dtype", "int8"], "not int8"), (["a", "--format", "csv"], "table or json"),
+            (["a", "--verbos\u{1B}"], "no option --verbos\\x1b"),
+        ] {
+            XCTAssertThrowsError(try Arguments.parse(words)) { error in
+                XCTAssertTrue(error.localizedDescription.contains(part), error.localizedDescription)
+            }
+        }
     }
 }

@@ -48,19 +48,20 @@ enum BlockPath {
             return .plain(reason: "the weights are of another type")
         }
         do {
-            return try withError {
+            let (stages, distance) = try withError {
                 let stages = body.encoder.stages.map { stage in stage.layers.map { FusedBlock($0, operations) } }
                 let stem = body.embeddings(pixelValues)
                 let expected = body.encoder(stem)[configuration.numStages].asType(.float32)
-                let found = run(body, stages, stem).asType(.float32)
+                let found = try run(body, stages, stem).asType(.float32)
                 let distance = abs(found - expected).max() / abs(expected).max()
                 eval(distance)
-                let part = distance.item(Float.self)
-                guard part <= tolerance else {
-                    return .plain(reason: "the kernels' numbers differ by \(part) of the largest here")
-                }
-                return .kernels(stages)
+                return (stages, distance)
             }
+            let part = distance.item(Float.self)
+            guard part <= tolerance else {
+                return .plain(reason: "the kernels' numbers differ by \(part) of the largest here")
+            }
+            return .kernels(stages)
         } catch {
             return .plain(reason: "the kernels do not run here (\(error.localizedDescription))")
         }
@@ -74,10 +75,10 @@ enum BlockPath {
     }
 
     /// The stem's output -> the last stage's, through fused blocks.
-    static func run(_ body: ConvNeXtV2Model, _ stages: [[FusedBlock]], _ stem: MLXArray) -> MLXArray {
-        zip(body.encoder.stages, stages).reduce(stem) { hidden, stage in
+    static func run(_ body: ConvNeXtV2Model, _ stages: [[FusedBlock]], _ stem: MLXArray) throws -> MLXArray {
+        try zip(body.encoder.stages, stages).reduce(stem) { hidden, stage in
             let downsampled = stage.0.downsamplingLayer.reduce(hidden) { $1($0) }
-            return stage.1.reduce(downsampled) { $1($0) }
+            return try stage.1.reduce(downsampled) { try $1($0) }
         }
     }
 }

@@ -37,27 +37,27 @@ struct FusedBlock {
     }
 
     /// (N, H, W, C) -> (N, H, W, C) in six kernels, two of them matrix products.
-    func callAsFunction(_ hiddenStates: MLXArray) -> MLXArray {
+    func callAsFunction(_ hiddenStates: MLXArray) throws -> MLXArray {
         let (batch, channels) = (hiddenStates.dim(0), hiddenStates.dim(3))
-        let (normed, residual) = operations.depthwiseLayerNormResidual(
+        let (normed, residual) = try operations.depthwiseLayerNormResidual(
             hiddenStates, taps: taps, bias: bias, normWeight: norm.weight!, normBias: norm.bias!, eps: eps,
             residualBias: residualBias)  // the model's norms all have both
         let hidden = pwconv1(normed.reshaped(batch, -1, channels))  // (N, H * W, C) -> (N, H * W, 4C)
-        return project(hidden, residual.reshaped(batch, -1, channels)).reshaped(hiddenStates.shape)
+        return try project(hidden, residual.reshaped(batch, -1, channels)).reshaped(hiddenStates.shape)
     }
 
     /// GELU, GRN, pwconv2 and the sum with the residual: (N, P, 4C) and (N, P, C) -> (N, P, C).
-    private func project(_ hidden: MLXArray, _ residual: MLXArray) -> MLXArray {
+    private func project(_ hidden: MLXArray, _ residual: MLXArray) throws -> MLXArray {
         let isQuantized = pwconv2 is QuantizedLinear
         let (batch, pixels, channels) = (residual.dim(0), residual.dim(1), residual.dim(2))
         guard !isQuantized, KernelGeometry.scalesWeight(batch: batch, pixels: pixels, channels: channels) else {
-            let scale = operations.grnScale(operations.sumOfSquaresOfGelu(hidden), weight: grnWeight)  // (N, 4C)
-            let activations = operations.geluScaled(hidden, scale: scale)
+            let scale = try operations.grnScale(operations.sumOfSquaresOfGelu(hidden), weight: grnWeight)  // (N, 4C)
+            let activations = try operations.geluScaled(hidden, scale: scale)
             return isQuantized
                 ? residual + pwconv2(activations) : addMM(residual, activations, pwconv2.weight.swappedAxes(-1, -2))
         }
-        let (activations, sums) = operations.geluSumOfSquares(hidden)
-        let scale = operations.grnScale(sums, weight: grnWeight)  // (N, 4C)
+        let (activations, sums) = try operations.geluSumOfSquares(hidden)
+        let scale = try operations.grnScale(sums, weight: grnWeight)  // (N, 4C)
         let weight = (pwconv2.weight * scale.expandedDimensions(axis: 1)).asType(hidden.dtype)  // -> (N, C, 4C)
         return addMM(residual, activations, weight.swappedAxes(-1, -2))
     }

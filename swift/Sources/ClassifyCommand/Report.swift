@@ -1,11 +1,12 @@
+import ConvNeXtV2Core
 import Foundation
 
 /// How predictions are printed: as the Python command `classify` prints them.
-public enum Report {
+package enum Report {
     private static let barWidth = 24
 
     /// A block for an image: its name, and a line for each label with the score as a number and as a bar.
-    public static func table(_ name: String, _ predictions: [Classification]) -> String {
+    package static func table(_ name: String, _ predictions: [Classification]) -> String {
         let lines = predictions.map { prediction in
             let percent = String(format: "%5.1f%%", 100 * Double(prediction.score))
             return "  \(percent)  \(bar(prediction.score))  \(short(prediction.label))\n"
@@ -14,7 +15,7 @@ public enum Report {
     }
 
     /// One line of JSON for an image: {"image", "predictions"}.
-    public static func json(_ name: String, _ predictions: [Classification]) -> String {
+    package static func json(_ name: String, _ predictions: [Classification]) -> String {
         let list = predictions.map {
             "{\"label\": \(quoted($0.label)), \"score\": \(Double($0.score)), \"index\": \($0.index)}"
         }
@@ -22,7 +23,7 @@ public enum Report {
     }
 
     /// One line of JSON for an image that could not be classified: {"image", "error"}.
-    public static func json(_ name: String, error: String) -> String {
+    package static func json(_ name: String, error: String) -> String {
         "{\"image\": \(quoted(name)), \"error\": \(quoted(error))}\n"
     }
 

@@ -2,18 +2,19 @@ import ConvNeXtV2Core
 import Foundation
 
 /// What the command line asks for.
-struct Arguments: Equatable {
-    enum Format: String { case table, json }
+package struct Arguments: Equatable {
+    package enum Format: String { case table, json }
 
-    var images: [String] = []
-    var model = ConvNeXtV2Registry.standard.id
-    var revision: String?
-    var top = 5
-    var dtype: String?
-    var format = Format.table
+    package private(set) var images: [String] = []
+    package private(set) var model = ConvNeXtV2Registry.standard.id
+    package private(set) var revision: String?
+    package private(set) var top = 5
+    package private(set) var dtype: String?
+    package private(set) var format = Format.table
 
-    static let usage = "usage: mlx-convnextv2 IMAGE ... [--model M] [--revision R] [--top-k K] [--dtype T] [--format F]"
-    static let help = """
+    package static let usage =
+        "usage: mlx-convnextv2 IMAGE ... [--model M] [--revision R] [--top-k K] [--dtype T] [--format F]"
+    package static let help = """
         \(usage)
 
         Name what images show, with a ConvNeXt V2 checkpoint.
@@ -33,7 +34,7 @@ struct Arguments: Equatable {
 
     /// - Returns: nil where help is asked for.
     /// - Throws: ``ConvNeXtV2Error/invalid(_:)`` that says what is wrong.
-    static func parse(_ words: [String]) throws -> Arguments? {
+    package static func parse(_ words: [String]) throws -> Arguments? {
         var arguments = Arguments()
         var rest = words[...]
         while let word = rest.popFirst() {
