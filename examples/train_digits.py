@@ -3,8 +3,8 @@
     pip install "mlx-convnextv2[examples]"
     python examples/train_digits.py --output digits
 
-writes the digits as folders of pictures, trains on them as on any others, and adds ten held-out images, one a class. The
-bundled demo was made so. One seed gives one result on one machine.
+writes the digits as folders of pictures, trains on them as on any others, and adds ten held-out images, one a class.
+One seed gives one result on one machine.
 """
 
 from __future__ import annotations

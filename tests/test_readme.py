@@ -48,7 +48,7 @@ def world(tmp_path_factory):
     (root / "timm" / "config.json").write_text('{"architecture": "convnextv2_nano", "num_classes": 1000}')
     hub.commit("timm/convnextv2_nano.fcmae_ft_in1k", root / "timm")
     folder = root / "folder"
-    photos = ("cat.jpg", "dog.jpg", "photos/cat.jpg")
+    photos = ("cat.jpg", "dog.jpg", "photos/cat.jpg", *(f"pets/{pet}/{i}.jpg" for pet in ("cat", "dog") for i in "123"))
     for name in (*photos, "imagenet/val/n01440764/1.jpg", "imagenet/val/n15075141/2.jpg"):
         make_photo(folder / name)
     if importlib.util.find_spec("torch"):

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from ..checkpoints.processor import ConvNextImageProcessor
 from ..files import output_files
 from ..images.class_folders import find_splits
-from ..messages import cut, printable
+from ..messages import printable
 from .augment import Augmentation
 from .batches import Batches, step_random
 from .mixing import draw_mix, mix, smooth_targets
@@ -75,9 +75,7 @@ def show_batch(
 def _caption(shares: np.ndarray, classes: tuple[str, ...]) -> str:
     """The class, or the two of a mixed image with their shares."""
     best = [i for i in np.argsort(-shares, kind="stable")[:2] if shares[i] > 0.005]
-    if len(best) == 1:
-        return classes[best[0]]
-    return " ".join(f"{shares[i]:.0%} {classes[i]}" for i in best)
+    return classes[best[0]] if len(best) == 1 else " + ".join(f"{classes[i]} {shares[i]:.0%}" for i in best)
 
 
 def _as_picture(values: np.ndarray, processor: ConvNextImageProcessor) -> Image.Image:
@@ -100,6 +98,5 @@ def _sheet(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = (i % columns) * width + _GAP, (i // columns) * height + _GAP
         sheet.paste(picture, (left, top))
-        text = cut(printable(caption), max(6, picture.width // 6))
-        draw.text((left, top + picture.height), text, fill="black")
+        draw.text((left, top + picture.height), printable(caption)[: picture.width // 6], fill="black")
     return sheet

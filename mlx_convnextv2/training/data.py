@@ -84,7 +84,7 @@ def without_broken(folders: ClassFolders, errors: dict[int, Exception], name: st
         if before and not after
     ]
     if not len(kept) or (emptied and name == "train"):
-        raise ValueError(f"no image of {some(emptied)} can be read: {some(reasons, 1)}")
+        raise ValueError(f"no image of {some(emptied or [name])} can be read: {some(reasons, 1)}")
     return kept
 
 

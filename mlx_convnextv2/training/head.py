@@ -5,10 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..runtime.numpy_blas import find_blas
 from .metrics import log_softmax, score
 from .progress import Progress, Row
 
@@ -65,11 +67,13 @@ def fit_head(
         value = -(targets * logs).sum() / count + 0.5 * l2 * (weight * weight).sum()
         return value, np.concatenate([(rest.T @ centred + l2 * weight).ravel(), rest.sum(axis=0)])
 
-    first = np.zeros(classes * (width + 1))
+    first = np.zeros(classes * (width + 1))  # all of weight and bias in a row
     if start is not None:
         first[: classes * width] = start.weight.ravel()
         first[classes * width :] = start.bias + start.weight.astype(np.float64) @ mean
-    solution = minimise(value_and_gradient, first, tolerance)
+    blas = find_blas()
+    with blas.one_thread() if blas else nullcontext():  # for such products several wait more than they compute
+        solution = minimise(value_and_gradient, first, tolerance)
     weight = solution[: classes * width].reshape(classes, width)
     bias = solution[classes * width :] - weight @ mean
     return Head(weight.astype(np.float32), bias.astype(np.float32))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -12,6 +13,12 @@ from typing import Any
 from ..messages import short, some
 
 RUN_ONLY = ("workers", "save_every", "watchdog", "report_to", "max_pixels")  # change no number of a run
+# These do nothing where the head alone is trained.
+FULL_ONLY = (
+    *("epochs", "patience", "accumulate", "lr", "warmup_epochs", "min_lr", "layer_decay", "layer_groups"),
+    *("weight_decay", "drop_path", "ema", "clip_norm", "mixup", "cutmix", "augment", "crop_scale", "flip", "erase"),
+    *("head", "grad_checkpoint"),
+)
 _MAX_CONFIG_BYTES = 100_000
 _MAX_BRACKETS = 100
 
@@ -102,6 +109,14 @@ class Options:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def warn_of_unused(options: Options) -> None:
+    """Warn of options that do nothing without `full`."""
+    plain = Options()
+    unused = [name for name in FULL_ONLY if getattr(options, name) != getattr(plain, name)]
+    if unused:
+        warnings.warn(f"the head alone is trained, where {some(unused)} does nothing: add full (--full)", stacklevel=2)
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:

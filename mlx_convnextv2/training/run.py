@@ -20,7 +20,7 @@ from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .data import fingerprint, left_out, warn_of_duplicates, warn_of_few_images
 from .frozen import fit_on_frozen_features, set_head, set_small_head
 from .full import FullTraining, limit_cache
-from .options import RUN_ONLY, Options
+from .options import RUN_ONLY, Options, warn_of_unused
 from .output import account_of, write_checkpoint
 from .pictures import pictures_of
 from .plan import Plan
@@ -139,10 +139,12 @@ def _run(
         check_target(plan.output, plan.overwrite)
     if plan.upload_repo is not None:
         check_repo_id(plan.upload_repo)
+    if not options.full:
+        warn_of_unused(options)
     splits = find_splits(plan.data, options.val_split, options.seed)
     with ExitStack() as stack:
+        watchdog = Watchdog(options.watchdog)
         if world.size > 1:
-            watchdog = Watchdog(options.watchdog)
             stack.enter_context(watchdog.watch())
             progress = Watched(progress if world.rank == 0 else Progress(), watchdog)
         if options.report_to is not None and world.rank == 0:
@@ -165,6 +167,7 @@ def _run(
             rows, best = _head_alone(job)
             how = f"the head alone on frozen features, logistic regression with an l2 penalty of {best.l2:.0e}"
         progress.close()
+        watchdog.rest()  # the others are done
         if world.rank == 0:
             _write(job, rows, best, how, resuming)
             if run is not None:

@@ -87,6 +87,10 @@ class Watchdog:
         """Something has happened."""
         self._last = time.monotonic()
 
+    def rest(self) -> None:
+        """What follows waits for nobody."""
+        self._over.set()
+
     @contextmanager
     def watch(self) -> Iterator[None]:
         thread = threading.Thread(target=self._run, name="mlx_convnextv2 watchdog", daemon=True)
@@ -95,7 +99,7 @@ class Watchdog:
         try:
             yield
         finally:
-            self._over.set()
+            self.rest()
 
     def _run(self) -> None:
         while not self._over.wait(min(1.0, self._seconds / 4)):

@@ -8,13 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from pictures import CLASSES, make_pictures
 from PIL import Image
 
-from mlx_convnextv2 import ImageClassifier, load, train as command
+from mlx_convnextv2 import ConvNextV2Config, ImageClassifier, load, train as command
 from mlx_convnextv2.classify import main as classify
 from mlx_convnextv2.training import Options, Progress, resume, train
 from mlx_convnextv2.training.options import read_config
+from mlx_convnextv2.training.recipe import published
 
 FULL = {"full": True, "epochs": 2, "batch_size": 8}
 
@@ -339,3 +341,41 @@ def test_a_report_that_cannot_be_made_is_said_first(photos, mlx_folder, tmp_path
         train(photos, mlx_folder, tmp_path / "out", report_to="wandb")
     with pytest.raises(ValueError, match="report_to must be tensorboard, wandb or both"):
         train(photos, mlx_folder, tmp_path / "out", report_to="excel")
+
+
+def test_options_that_need_full_are_said_to_do_nothing_without_it(photos, mlx_folder, tmp_path):
+    with pytest.warns(UserWarning, match=r"where epochs, lr does nothing: add full \(--full\)"):
+        train(photos, mlx_folder, tmp_path / "out", epochs=3, lr=1e-3)
+
+
+def test_the_result_is_published_and_a_name_that_cannot_be_is_said_first(photos, mlx_folder, tmp_path, monkeypatch):
+    uploaded = []
+    monkeypatch.setattr("mlx_convnextv2.training.run.upload", lambda path, repo: uploaded.append((str(path), repo)))
+    train(photos, mlx_folder, tmp_path / "out", upload_repo="me/mine")
+    assert uploaded == [(str(tmp_path / "out"), "me/mine")]
+    with pytest.raises(ValueError, match="is not a Hub id"):
+        train(photos, mlx_folder, tmp_path / "other", upload_repo="no id at all")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_page_on_training_says_commands_that_exist_and_the_recipe_as_it_is():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    lines = re.findall(r"-m mlx_convnextv2\.train (.*)$", page, re.MULTILINE)
+    assert len(lines) >= 4
+    for line in lines:
+        command.build_parser().parse_args(line.split())
+    rows = {row[0]: row[1:] for row in re.findall(r"^\| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", page, re.MULTILINE)}
+    for column, size in enumerate(("nano", "tiny", "base")):
+        authors = published(ConvNextV2Config.from_size(size))
+        for name, value in (
+            ("learning rate at 1024 images; below, with the square root of the batch", f"{authors.lr:g}"),
+            ("warm-up, share of the epochs; then a cosine", f"{100 * authors.warmup:.0f}"),
+            ("weight decay; none for norms, biases and GRN", f"{authors.weight_decay:g}"),
+            ("drop path", f"{authors.drop_path:g}"),
+            ("label smoothing", f"{authors.label_smoothing:g}"),
+        ):
+            shown = rows[name][column]
+            assert float(shown.removesuffix(" %")) == float(value), (size, name)
+        assert rows["mixup / CutMix"][column] == f"{authors.mixup:g} / {authors.cutmix:.1f}".replace("0 / 0.0", "0 / 0")
+        assert rows["layer decay"][column].startswith(f"{authors.layer_decay:g} a ")
+        assert ("group" in rows["layer decay"][column]) == (authors.layer_groups == "group")
