@@ -1,7 +1,7 @@
 """A model as an ONNX file, straight from its MLX weights: pixels in, probabilities out.
 
 The way of the data through the graph: pixels -> rescaled and normalised -> the model -> softmax. What comes before,
-resizing and cropping, is the app's, and the file's metadata says how.
+resizing and cropping, is the app's, and the description says how.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from typing import Any
 from .._version import __version__
 from ..checkpoints.model_card import weights_terms
 from ..files.atomic_folder import Kind, check_target, new_folder
+from ..files.json_files import write_json
 from ..files.names import ONNX_FILE
 from ..images.processor import ImageProcessor
 from ..messages import short
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from ..model.labels import class_labels
-from .description import input_shape, preprocessing
+from .description import DESCRIPTION_FILE, input_shape, preprocessing
 
 ONNX = Kind("an ONNX model", ((ONNX_FILE,),))
 DTYPES = ("float32", "float16")
@@ -59,10 +60,11 @@ def export_onnx(
     licence: str | None = None,
     overwrite: bool = False,
 ) -> ONNXModel:
-    """Write a folder with model.onnx, which appears whole or not at all.
+    """Write a folder with model.onnx and its description, model.json, which appears whole or not at all.
 
     The graph takes `pixels` of 0 to 255, (N, H, W, C), any number N of images, resized and cropped, and returns
-    `probabilities` (N, num_labels) in float32. Weights of more than 2 GB lie in model.onnx_data beside it.
+    `probabilities` (N, num_labels) in float32. Weights of more than 2 GB lie in model.onnx_data beside it. The
+    description, which the file's metadata repeats, has the labels and how to resize and crop.
 
     Args:
         model: with a classification head, quantized or not, which is not changed.
@@ -96,16 +98,27 @@ def export_onnx(
     options: dict[str, Any] = {"input": input, "features": features, "dtype": dtype, "quantized": q_bits is not None}
     graph = onnx_graph.classifying_graph(model, processor, shape, **options)
     graph.doc_string = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
-    metadata = {
-        "model": name,
-        "labels": json.dumps(class_labels(model.config), ensure_ascii=False),
-        "preprocessing": json.dumps(preprocessing(processor, (*shape, channels))),
-        "licence": weights_terms(licence),
-        "mlx_convnextv2": __version__,
-    }
     outputs = tuple(output.name for output in graph.graph.output)
+    description = {
+        "format": "onnx",
+        "model": name,
+        "package_version": __version__,
+        "opset": onnx_graph.OPSET,
+        "weights_dtype": dtype,
+        "quantized": q_bits is not None,
+        "input": {"name": "pixels", "dtype": input, "shape": ["batch", *shape, channels], "layout": "NHWC"},
+        "preprocessing": preprocessing(processor, (*shape, channels)),
+        "outputs": list(outputs),
+        "labels": class_labels(model.config),
+        "licence": weights_terms(licence),
+    }
+    metadata = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in description.items()
+    }
     with new_folder(path, overwrite, ONNX) as folder:
         onnx_graph.write(graph, folder / ONNX_FILE, metadata)
+        write_json(folder / DESCRIPTION_FILE, description)
         size = sum(file.stat().st_size for file in folder.iterdir())
     return ONNXModel(path, size, dtype, q_bits is not None, input, (*shape, channels), outputs, onnx_graph.OPSET)
 

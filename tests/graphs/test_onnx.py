@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ pytest.importorskip("onnxruntime")
 
 import onnx
 import onnxruntime
-from conftest import randomize
+from conftest import ROOT, randomize
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, load
 from mlx_convnextv2.classify import main as classify
@@ -71,7 +72,7 @@ def test_onnx_runtime_answers_as_the_model_does(
         assert np.abs(answer - probabilities[images]).max() <= tolerance
         assert np.abs(embedding - pooled[images]).max() <= tolerance * np.abs(pooled).max()
         assert np.array_equal(answer.argmax(-1), probabilities[images].argmax(-1))
-    assert told.bytes == (tmp_path / "o" / "model.onnx").stat().st_size
+    assert told.bytes == sum(file.stat().st_size for file in (tmp_path / "o").iterdir())
 
 
 @pytest.mark.parametrize("hidden_act", ACTIVATIONS)
@@ -135,7 +136,7 @@ def test_weights_that_protobuf_could_not_hold_lie_beside_the_graph(digits, tmp_p
     model, processor, pixels, _, probabilities = digits
     monkeypatch.setattr(onnx_graph, "MAX_WEIGHT_BYTES", 1000)
     told = export_onnx(model, processor, tmp_path / "o")
-    assert sorted(file.name for file in (tmp_path / "o").iterdir()) == ["model.onnx", "model.onnx_data"]
+    assert sorted(file.name for file in (tmp_path / "o").iterdir()) == ["model.json", "model.onnx", "model.onnx_data"]
     assert told.bytes == sum(file.stat().st_size for file in (tmp_path / "o").iterdir())
     (answer,) = run(tmp_path / "o" / "model.onnx", pixels=pixels)
     assert np.abs(answer - probabilities).max() <= 1e-5
@@ -150,11 +151,23 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     assert json.loads(told["labels"]) == ["Äpfel", "pears"]
     assert told["model"] == "owner/fruit"
     assert told["licence"].startswith("mit, as the source states.")
-    resize = json.loads(told["preprocessing"])["resize"]
+    described = json.loads((tmp_path / "o" / "model.json").read_text(encoding="utf-8"))
+    assert described["labels"] == ["Äpfel", "pears"]
+    assert json.loads(told["preprocessing"]) == described["preprocessing"]
+    resize = described["preprocessing"]["resize"]
     assert (resize["short_side"], resize["filter"]) == (50, "Pillow's bicubic")
     assert [(opset.domain, opset.version) for opset in graph.opset_import] == [("", 21)]
     (takes,), shape = graph.graph.input, graph.graph.input[0].type.tensor_type.shape.dim
     assert (takes.name, shape[0].dim_param, [dim.dim_value for dim in shape[1:]]) == ("pixels", "batch", [40, 40, 3])
+
+
+def test_the_python_of_the_page_on_apps_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "embedding.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^## ONNX\n.*?```python\n(.*?)```", page, re.DOTALL | re.MULTILINE)
+    model = small(id2label={0: "Äpfel", 1: "pears"})
+    export_onnx(model, ConvNextImageProcessor(size=224), tmp_path / "tiny-onnx")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() in ("Äpfel", "pears"), done.stderr
 
 
 @pytest.mark.parametrize("folder", ["hf_folder", "mlx_folder"])
