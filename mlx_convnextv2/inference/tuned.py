@@ -179,8 +179,8 @@ def model_trial(functions: dict[str, Function], rule: str, shape: Shape, dtype: 
     def pixel_values() -> mx.array:
         return random(shape, mx.float32, 0)
 
-    def expected() -> tuple[Arrays, float]:
-        return [functions[PLAIN](pixel_values()).astype(mx.float32)], tolerances.CONTENDER[dtype_name]
+    def results(name: str) -> Arrays:
+        return [functions[name](pixel_values())]
 
     def chain(name: str, links: int) -> Callable[[], None]:
         def run() -> None:
@@ -191,7 +191,14 @@ def model_trial(functions: dict[str, Function], rule: str, shape: Shape, dtype: 
 
     operation = Operation("model", shape, dtype_name, form)
     return Trial(
-        operation, tuple(functions), rule, expected, lambda name: [functions[name](pixel_values())], chain, (1, 4)
+        operation,
+        tuple(functions),
+        rule,
+        lambda: [array.astype(mx.float32) for array in results(PLAIN)],
+        results,
+        lambda name: tolerances.CONTENDER[dtype_name],
+        chain,
+        links=(1, 4),
     )
 
 

@@ -4,7 +4,8 @@
 weight (D,) the activations (N, P, D), and the factors (N, D) by which they are still to be multiplied, or None: the
 product behind can take factors on its weight, and GRN's bias as a part of its own.
 
-Candidates go by their names; those of the depthwise kernel end in the rows and columns of its tile.
+Candidates go by their names; those of the depthwise kernel end in the rows and columns of its tile, and the others' in
+what takes the factors.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 import mlx.core as mx
 
 from . import gpu, plain
-from .proving import Arrays, allowed, name_of, random, uses_tf32
+from .proving import Arrays, farthest, kernel_tolerance, name_of, random, uses_tf32
 from .trials import PLAIN, Operation, Trial
 
 COMPILED = "compiled"
 ON_WEIGHT, ON_INPUT = "kernel, scaled weight", "kernel, scaled input"  # of the product behind GRN
+MORE_STRIPS = ", more strips"  # what such a name ends in with `gpu.MANY_STRIPS`
 MOST_ELEMENTS = 2**24  # of an input that is tried: more images only take longer
 _EPS = 1e-6
 
@@ -47,7 +49,8 @@ def gelu_grn(name: str) -> Callable[[mx.array, mx.array], Activations]:
     """(hidden, weight) -> activations and factors."""
     if name in (PLAIN, COMPILED):
         return mx.compile(_plain_gelu_grn) if name == COMPILED else _plain_gelu_grn
-    return {ON_WEIGHT: _gelu_and_factors, ON_INPUT: _gelu_scaled}[name]
+    enough = gpu.MANY_STRIPS if name.endswith(MORE_STRIPS) else gpu.ENOUGH_STRIPS
+    return partial(_gelu_and_factors if name.startswith(ON_WEIGHT) else _gelu_scaled, enough=enough)
 
 
 def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "") -> Trial:
@@ -64,13 +67,15 @@ def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: C
         *first, residual_bias = arrays or inputs()
         return depthwise(name)(*first, _EPS, residual_bias)
 
-    def expected() -> tuple[Arrays, float]:
-        exact = results(PLAIN, [array.astype(mx.float32) for array in inputs()])
-        return exact, allowed(dtype, results(PLAIN), exact, uses_tf32())
+    @cache
+    def expected() -> Arrays:
+        return results(PLAIN, [array.astype(mx.float32) for array in inputs()])
+
+    tolerance = kernel_tolerance(dtype, uses_tf32())
 
     names = (*(tile_name(*tile) for tile in gpu.tiles(channels)), COMPILED, PLAIN)
     operation = Operation("depthwise_layer_norm", shape, name_of(dtype), form)
-    return Trial(operation, names, rule, expected, results, chain)
+    return Trial(operation, names, rule, expected, results, _limit(tolerance, results, expected), chain)
 
 
 def gelu_grn_trial(
@@ -87,12 +92,29 @@ def gelu_grn_trial(
         activations, factors = gelu_grn(name)(*inputs())
         return [activations if factors is None else activations.astype(mx.float32) * factors[:, None]]
 
-    def expected() -> tuple[Arrays, float]:
-        exact = [_plain_gelu_grn(*(array.astype(mx.float32) for array in inputs()))[0]]
-        return exact, allowed(dtype, results(PLAIN), exact)
+    @cache
+    def expected() -> Arrays:
+        return [_plain_gelu_grn(*(array.astype(mx.float32) for array in inputs()))[0]]
 
-    names = (*(() if quantized else (ON_WEIGHT,)), ON_INPUT, COMPILED, PLAIN)
-    return Trial(Operation("gelu_grn", shape, name_of(dtype), form), names, rule, expected, results, chain)
+    limit = _limit(kernel_tolerance(dtype), results, expected)
+
+    kernels = [ON_INPUT] if quantized else [ON_WEIGHT, ON_INPUT]
+    batch, pixels, channels = shape
+    if gpu.strips_of(batch, pixels, channels, gpu.MANY_STRIPS) > gpu.strips_of(batch, pixels, channels):
+        kernels += [name + MORE_STRIPS for name in kernels]
+    names = (*kernels, COMPILED, PLAIN)
+    return Trial(Operation("gelu_grn", shape, name_of(dtype), form), names, rule, expected, results, limit, chain)
+
+
+def _limit(
+    tolerance: float, results: Callable[[str], Arrays], expected: Callable[[], Arrays]
+) -> Callable[[str], float]:
+    """What a candidate may differ by: a kernel by the tolerance, what MLX compiles by twice what plain MLX does."""
+
+    def allowed(name: str) -> float:
+        return max(tolerance, 2 * farthest(results(PLAIN), expected())) if name == COMPILED else tolerance
+
+    return allowed
 
 
 def _plain_depthwise(
@@ -113,13 +135,14 @@ def _plain_gelu_grn(hidden: mx.array, weight: mx.array) -> Activations:
     return plain.gelu_grn(four_d, weight, mx.zeros_like(weight))[:, 0], None
 
 
-def _gelu_and_factors(hidden: mx.array, weight: mx.array) -> Activations:
-    activations, sums = gpu.gelu_sum_of_squares(hidden)
+def _gelu_and_factors(hidden: mx.array, weight: mx.array, enough: int) -> Activations:
+    activations, sums = gpu.gelu_sum_of_squares(hidden, enough)
     return activations, gpu.grn_scale(sums, weight)
 
 
-def _gelu_scaled(hidden: mx.array, weight: mx.array) -> Activations:
-    return gpu.gelu_scaled(hidden, gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), weight)), None
+def _gelu_scaled(hidden: mx.array, weight: mx.array, enough: int) -> Activations:
+    scale = gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden, enough), weight)
+    return gpu.gelu_scaled(hidden, scale, enough), None
 
 
 def _tried(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -25,7 +25,8 @@ _TILES = ((4, 4), (2, 4), (1, 4), (1, 2))  # rows and columns of the depthwise k
 _SMALLEST_TILE = (1, 1)  # which only a measurement takes
 _MOST_SUMS = 16  # that a thread of the depthwise kernel holds in registers, but in the smallest tile
 _ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
-_ENOUGH_STRIPS = 128  # threadgroups of a pass over the activations, to keep a GPU busy
+ENOUGH_STRIPS = 128  # threadgroups of a pass over the activations, to keep a GPU busy
+MANY_STRIPS = 512  # which only a measurement takes
 _LEAST_PIXELS = 32  # of a strip: four for each of its simdgroups
 
 DEPTHWISE_HEADERS = ("lanes.h", "reduce.h", "depthwise_layer_norm.h")
@@ -272,15 +273,18 @@ def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array, tile: tuple[int, 
     )
 
 
-def gelu_sum_of_squares(hidden: mx.array) -> tuple[mx.array, mx.array]:
-    """hidden (N, P, D) -> GELU(hidden) and the sums of its squares over strips of pixels, (N, strips, D) in float32."""
-    output, sums = _strips(_GELU_SUM_OF_SQUARES, hidden)
+def gelu_sum_of_squares(hidden: mx.array, enough: int = ENOUGH_STRIPS) -> tuple[mx.array, mx.array]:
+    """hidden (N, P, D) -> GELU(hidden) and the sums of its squares over strips of pixels, (N, strips, D) in float32.
+
+    There are as many strips as make `enough` threadgroups, if there are pixels for them.
+    """
+    output, sums = _strips(_GELU_SUM_OF_SQUARES, hidden, enough=enough)
     return output, sums
 
 
-def sum_of_squares_of_gelu(hidden: mx.array) -> mx.array:
+def sum_of_squares_of_gelu(hidden: mx.array, enough: int = ENOUGH_STRIPS) -> mx.array:
     """The sums of `gelu_sum_of_squares` alone: where the activations are scaled, GELU is cheaper computed twice."""
-    return _strips(_SUM_OF_SQUARES_OF_GELU, hidden)[0]
+    return _strips(_SUM_OF_SQUARES_OF_GELU, hidden, enough=enough)[0]
 
 
 def grn_scale(sums: mx.array, weight: mx.array) -> mx.array:
@@ -291,20 +295,31 @@ def grn_scale(sums: mx.array, weight: mx.array) -> mx.array:
     return _GRN_SCALE(sums, weight, template={}, groups=(batch, 1, 1), threads=threads, outputs=outputs)[0]
 
 
-def gelu_scaled(hidden: mx.array, scale: mx.array) -> mx.array:
+def gelu_scaled(hidden: mx.array, scale: mx.array, enough: int = ENOUGH_STRIPS) -> mx.array:
     """GELU(hidden) times the channels' factors: (N, P, D) and (N, D) in float32 -> (N, P, D)."""
-    return _strips(_GELU_SCALED, hidden, scale)[0]
+    return _strips(_GELU_SCALED, hidden, scale, enough=enough)[0]
 
 
-def _strips(kernel: Kernel, hidden: mx.array, *others: mx.array) -> list[mx.array]:
+def strips_of(batch: int, pixels: int, channels: int, enough: int = ENOUGH_STRIPS) -> int:
+    """How many strips an image's pixels are divided into, for hidden (N, P, D)."""
+    _, across = _vectors_of(channels)
+    return min(-(-enough // (across * batch)), -(-pixels // _LEAST_PIXELS))
+
+
+def _vectors_of(channels: int) -> tuple[int, int]:
+    """Neighbouring channels of a thread, and threadgroups across the channels."""
+    vector = 4 if channels % 4 == 0 else 1
+    return vector, -(-channels // (vector * LANES))
+
+
+def _strips(kernel: Kernel, hidden: mx.array, *others: mx.array, enough: int) -> list[mx.array]:
     """A pass over hidden (N, P, D) in threadgroups of some channels x strips of pixels x images.
 
     As many strips as make enough threadgroups, and no more: their sums are read again by one threadgroup an image.
     """
     batch, pixels, channels = hidden.shape
-    vector = 4 if channels % 4 == 0 else 1  # neighbouring channels of a thread
-    across = -(-channels // (vector * LANES))
-    strips = min(-(-_ENOUGH_STRIPS // (across * batch)), -(-pixels // _LEAST_PIXELS))
+    vector, across = _vectors_of(channels)
+    strips = strips_of(batch, pixels, channels, enough)
     shapes = {"output": (tuple(hidden.shape), hidden.dtype), "sums": ((batch, strips, channels), mx.float32)}
     return kernel(
         hidden,

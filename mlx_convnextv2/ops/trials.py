@@ -33,8 +33,9 @@ class Trial:
     Args:
         candidates: their names; of equally fast ones the first computes. `PLAIN` is one of them, and trusted.
         rule: the one that computes as long as nothing was measured.
-        expected: the right results in float32, and how far others may be away (see `prove`).
+        expected: the right results in float32.
         results: those of a candidate, for the same inputs.
+        allowed: how far these may be away (see `prove`).
         chain: a function that runs so many links, each of which needs the result of the one before, and waits.
         links: the fewest and the most of a chain.
     """
@@ -42,8 +43,9 @@ class Trial:
     operation: Operation
     candidates: tuple[str, ...]
     rule: str
-    expected: Callable[[], tuple[Arrays, float]]
+    expected: Callable[[], Arrays]
     results: Callable[[str], Arrays]
+    allowed: Callable[[str], float]
     chain: Callable[[str, int], Callable[[], Any]]
     links: tuple[int, int] = (2, 16)
 

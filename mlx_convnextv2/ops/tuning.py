@@ -133,7 +133,7 @@ class Tuner:
         unknown = [name for name in names if name not in (PLAIN, *verdict.proven, *verdict.failures)]
         if not unknown:
             return []
-        expected, allowed = trial.expected()
+        expected = trial.expected()
         tried: list[str] = []
         try:
             while len(tried) < len(unknown) and not (tried and self._clock() >= deadline):
@@ -142,7 +142,7 @@ class Tuner:
                     reason: str | None = f"{_LIVES} processes ended while they ran it"
                 else:
                     with self._noted(trial, verdict, name):
-                        reason = prove(partial(trial.results, name), expected, allowed)
+                        reason = prove(partial(trial.results, name), expected, trial.allowed(name))
                 if reason is None:
                     verdict.proven.append(name)
                 else:
