@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -146,10 +146,6 @@ def block_trials(block: FoldedBlock, shape: Shape, tuner: Tuner) -> tuple[Trial,
     rule, dtype = block.rule(shape), block.bias.dtype
     form = f"{_form(block.pwconv1)}, {_form(block.pwconv2)}"
 
-    @cache
-    def start() -> mx.array:
-        return random(first.operation.shape, dtype, 0)
-
     def chain(choice: BlockChoice, links: int) -> Callable[[], None]:
         def run(x: mx.array) -> mx.array:
             for _ in range(links):
@@ -157,7 +153,9 @@ def block_trials(block: FoldedBlock, shape: Shape, tuner: Tuner) -> tuple[Trial,
             return x
 
         function = run if PLAIN in (choice.depthwise, choice.gelu_grn) else mx.compile(run)
-        return lambda: mx.eval(function(start()))
+        start = random(first.operation.shape, dtype, 0)
+        mx.eval(start)
+        return lambda: mx.eval(function(start))
 
     def depthwise_chain(name: str, links: int) -> Callable[[], None]:
         return chain(BlockChoice(name, tuner.known(second).choice), links)
@@ -175,7 +173,6 @@ def model_trial(functions: dict[str, Function], rule: str, shape: Shape, dtype: 
     """Of functions that compute a whole model, one of them plain, for pixel_values of this shape."""
     dtype_name = name_of(dtype)
 
-    @cache
     def pixel_values() -> mx.array:
         return random(shape, mx.float32, 0)
 
@@ -183,9 +180,12 @@ def model_trial(functions: dict[str, Function], rule: str, shape: Shape, dtype: 
         return [functions[name](pixel_values())]
 
     def chain(name: str, links: int) -> Callable[[], None]:
+        start = pixel_values()
+        mx.eval(start)
+
         def run() -> None:
             for _ in range(links):
-                mx.eval(functions[name](pixel_values()))
+                mx.eval(functions[name](start))
 
         return run
 

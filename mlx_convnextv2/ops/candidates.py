@@ -54,10 +54,12 @@ def gelu_grn(name: str) -> Callable[[mx.array, mx.array], Activations]:
 
 
 def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "") -> Trial:
-    """For x (N, H, W, C) of random numbers; `form` is what else the time of a link depends on."""
+    """For x (N, H, W, C) of random numbers; `form` is what else the time of a link depends on.
+
+    The numbers are drawn anew each time, the same ones, so that a trial holds no memory.
+    """
     shape, channels = _tried(shape), shape[-1]
 
-    @cache
     def inputs() -> list[mx.array]:
         x, taps = random(shape, dtype, 0), random((7, 7, channels), dtype, 1) * 0.2
         vectors = [random((channels,), dtype, key) for key in (2, 3, 4)]
@@ -67,7 +69,6 @@ def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: C
         *first, residual_bias = arrays or inputs()
         return depthwise(name)(*first, _EPS, residual_bias)
 
-    @cache
     def expected() -> Arrays:
         return results(PLAIN, [array.astype(mx.float32) for array in inputs()])
 
@@ -84,7 +85,6 @@ def gelu_grn_trial(
     """For hidden (N, P, D) of random numbers, where the weight behind is quantized or not; `form` as above."""
     shape = _tried(shape)
 
-    @cache
     def inputs() -> tuple[mx.array, mx.array]:
         return random(shape, dtype, 6) * 2, random(shape[-1:], dtype, 7)
 
@@ -92,12 +92,10 @@ def gelu_grn_trial(
         activations, factors = gelu_grn(name)(*inputs())
         return [activations if factors is None else activations.astype(mx.float32) * factors[:, None]]
 
-    @cache
     def expected() -> Arrays:
         return [_plain_gelu_grn(*(array.astype(mx.float32) for array in inputs()))[0]]
 
     limit = _limit(kernel_tolerance(dtype), results, expected)
-
     kernels = [ON_INPUT] if quantized else [ON_WEIGHT, ON_INPUT]
     batch, pixels, channels = shape
     if gpu.strips_of(batch, pixels, channels, gpu.MANY_STRIPS) > gpu.strips_of(batch, pixels, channels):

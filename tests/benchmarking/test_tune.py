@@ -30,6 +30,12 @@ def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         cached.cache_clear()
 
 
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+
+
+@pytest.mark.usefixtures("on_cpu")
 def test_on_a_cpu_numpy_and_plain_mlx_are_measured_and_later_uses_know_it(monkeypatch, capsys, tmp_path) -> None:
     json_file = tmp_path / "tuned.json"
     arguments = ["tune", "--model", str(DEMO), "--batch-size", "1,2", "--json", str(json_file)]
@@ -65,6 +71,7 @@ def test_on_a_gpu_whose_kernels_fail_plain_mlx_wins_and_each_failure_is_named(mo
     assert "warning" not in output.err
 
 
+@pytest.mark.usefixtures("on_cpu")
 def test_a_folder_that_cannot_be_written_is_said(monkeypatch, tmp_path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path / "file" / "below"))

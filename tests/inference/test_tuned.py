@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import warnings
@@ -31,6 +32,7 @@ from mlx_convnextv2.inference.fuse import chosen_operations
 from mlx_convnextv2.inference.tuned import Tuned, feature_shapes, model_trial, tuned_on_cpu, tuned_on_gpu
 from mlx_convnextv2.model.quantization import quantize
 from mlx_convnextv2.ops import candidates, gpu, tuning
+from mlx_convnextv2.ops.tolerances import CONTENDER
 from mlx_convnextv2.ops.tuning import Tuner, WrongKernelWarning
 
 SMALL: dict[str, Any] = {"hidden_sizes": [4, 6], "depths": [1, 2], "num_stages": 2}
@@ -237,6 +239,17 @@ class TestOnAGpu:
             tuned(pixels())
         assert all(not verdict.failures for _, verdict in tuned.verdicts(SHAPE))
 
+    def test_what_was_tried_holds_no_memory(self, model, monkeypatch) -> None:
+        tuned = tuned_on_gpu(model, Ticking(monkeypatch).tuner())
+        gc.collect()
+        gc.disable()  # nor does it wait for that
+        try:
+            before = mx.get_active_memory()
+            tuned.prepare((64, 24, 20, 3))
+            assert mx.get_active_memory() - before < 64 * 6 * 5 * 4 * 4  # the smallest array of the first stage
+        finally:
+            gc.enable()
+
     @pytest.mark.slow
     def test_with_the_real_kernels(self, model) -> None:
         proof.require_compiler()
@@ -293,6 +306,10 @@ class TestEverythingButPlainBroken:
 class TestOnACpu:
     """numpy is a candidate here, so that what is measured is real."""
 
+    @pytest.fixture(autouse=True)
+    def _on_cpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+
     def test_a_model_is_measured_where_that_is_asked_for(self, model, monkeypatch) -> None:
         monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", "1")
         predict = fuse(model)
@@ -340,6 +357,27 @@ class TestOnACpu:
         predict = fuse(model)
         assert_close(predict(pixels()), fuse(model, "plain")(pixels()))
         assert choices(predict) == {"model": {"plain"}}
+
+
+@pytest.mark.gpu
+def test_on_a_real_gpu_every_candidate_is_right_and_something_is_chosen(model) -> None:
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
+        pytest.skip("MLX has no GPU here")
+    tuner = Tuner(again=True, budget=1e9, say=lambda _: None)
+    before = mx.default_device()
+    mx.set_default_device(mx.gpu)
+    try:
+        for dtype in (mx.float32, mx.float16, mx.bfloat16):
+            model.set_dtype(dtype)
+            expected = fuse(model, "plain")(pixels()).astype(mx.float32)
+            tuned = tuned_on_gpu(model, tuner)
+            difference = mx.abs(tuned(pixels()).astype(mx.float32) - expected).max().item()
+            assert difference <= CONTENDER[str(dtype).split(".")[-1]] * mx.abs(expected).max().item()
+            for trial, verdict in tuned.verdicts(SHAPE):
+                assert verdict.failures == {}
+                assert set(verdict.seconds) == set(trial.candidates)
+    finally:
+        mx.set_default_device(before)
 
 
 def test_features_have_the_shapes_that_the_model_computes(model) -> None:
