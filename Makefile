@@ -22,7 +22,7 @@ lint:
 	$(bin)/pre-commit validate-config
 
 parity:
-	$(bin)/python -m pytest -m "(parity or slow) and not network and not gpu"
+	$(bin)/python -m pytest -n 2 --dist loadgroup -m "(parity or slow) and not network and not gpu"
 
 figures:  # docs' tables in seconds, README's in ten minutes
 	for table in metal_figures model_sizes performance; do $(bin)/python figures/$$table.py || exit; done

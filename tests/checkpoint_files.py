@@ -12,10 +12,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file, save_file
 from source_keys import original_key, timm_key
 
+from mlx_convnextv2 import load
 from mlx_convnextv2.checkpoints.mlx_layout import to_pytorch_layout
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
@@ -47,6 +49,17 @@ def assert_close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
     )
     assert ours.shape == expected.shape
     assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def assert_refused(folder: Path, *words: str) -> str:
+    """Loading is a ValueError of one line that names the folder and has these words."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - looked at below
+        load(folder)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in (str(folder), *words):
+        assert word in message
+    return message
 
 
 def content(path: Path) -> dict[str, bytes]:

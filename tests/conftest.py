@@ -31,6 +31,9 @@ from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2F
 # Before MLX multiplies anything: on Apple's M5 and on CUDA it would round the factors of float32 products.
 os.environ["MLX_ENABLE_TF32"] = "0"
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads: there are as many workers as cores
+
 # The shell of a background job has it ignored, which commands would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -43,3 +43,9 @@ def test_a_block_that_is_not_there_is_an_error() -> None:
     missing = block("nowhere", "README.md")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert "there is no block <!-- nowhere -->" in missing.stderr
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest could not collect them together."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert {name for name in names if names.count(name) > 1} == set()

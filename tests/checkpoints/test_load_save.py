@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,15 +319,6 @@ def test_another_architecture_is_named(copy, model_type):
     assert str(copy / "config.json") in str(error.value)
 
 
-@pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json"])
-@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'"convnextv2"'])
-def test_a_damaged_json_file_is_named(copy, file, text):
-    (copy / file).write_bytes(text)
-    with pytest.raises(ValueError, match=file) as error:
-        load(copy)
-    assert str(copy) in str(error.value)
-
-
 def test_a_folder_without_a_preprocessor_file_gets_the_published_one_and_a_warning(copy):
     (copy / "preprocessor_config.json").unlink()
     with pytest.warns(UserWarning, match=r"no preprocessor_config.json.* at 224 pixels"):  # the config's image_size
@@ -594,37 +586,35 @@ def full_folder(path: Path) -> None:
     (path / "thesis.txt").write_text("years of work")
 
 
-def folder_with_config(path: Path) -> None:
-    full_folder(path)
-    (path / "config.json").write_text("{}")
+def folder_with(*files: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.mkdir()
+        for name in files:
+            (path / name).write_text("{}")
+
+    return make
 
 
-def file(path: Path) -> None:
-    path.write_text("years of work")
+def link_to(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def link(path: Path) -> None:
+        make(path.parent / "elsewhere")
+        path.symlink_to(path.parent / "elsewhere")
+
+    return link
 
 
-def dangling_link(path: Path) -> None:
-    path.symlink_to(path.parent / "nowhere")
-
-
-def link_to_empty_folder(path: Path) -> None:
-    (path.parent / "elsewhere").mkdir()
-    path.symlink_to(path.parent / "elsewhere")
-
-
-def link_to_checkpoint(path: Path) -> None:
-    target = path.parent / "elsewhere"
-    target.mkdir()
-    (target / "config.json").write_text("{}")
-    (target / "model.safetensors").write_text("weights")
-    path.symlink_to(target)
-
-
-OCCUPIED = [full_folder, folder_with_config, file, dangling_link, link_to_empty_folder, link_to_checkpoint]
+OCCUPIED = {
+    "a full folder": full_folder,
+    "a folder with a config": folder_with("thesis.txt", "config.json"),
+    "a file": lambda path: path.write_text("years of work"),
+    "a dangling link": lambda path: path.symlink_to(path.parent / "nowhere"),
+    "a link to an empty folder": link_to(folder_with()),
+    "a link to a checkpoint": link_to(folder_with("config.json", "model.safetensors")),
+}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("occupy", OCCUPIED, ids=lambda occupy: occupy.__name__)
+@pytest.mark.parametrize("occupy", OCCUPIED.values(), ids=OCCUPIED)
 def test_what_is_no_checkpoint_folder_is_never_replaced(tmp_path, small_model, occupy, overwrite):
     target = tmp_path / "saved"
     occupy(target)

@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from checkpoint_files import assert_close
 from conftest import SMALL, randomize
 from hypothesis import given, settings, strategies as st
 
@@ -32,13 +33,6 @@ def build(**config) -> ConvNextV2ForImageClassification:
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**{**SMALL, "num_labels": 5, **config}))
     randomize(model)
     return model.eval()
-
-
-def assert_close(ours, expected, tolerance: float = 1e-5) -> None:
-    """The largest difference is at most `tolerance` of the expected values' largest magnitude."""
-    ours, expected = np.array(ours, np.float64), np.array(expected, np.float64)
-    assert ours.shape == expected.shape
-    assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def assert_equals_plain(model: ConvNextV2ForImageClassification, pixel_values: mx.array) -> None:

@@ -8,6 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from checkpoint_files import assert_close
 from conftest import SMALL, randomize
 from mlx.utils import tree_flatten
 
@@ -35,13 +36,6 @@ def build(model_class=ConvNextV2ForImageClassification, **config):
 
 def images(*shape: int, seed: int = 1) -> mx.array:
     return mx.array(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
-
-
-def assert_close(ours: mx.array, expected, tolerance: float = 1e-5) -> None:
-    """The largest difference is at most `tolerance` of the expected values' largest magnitude."""
-    ours, expected = np.array(ours.astype(mx.float32), np.float64), np.array(expected, np.float64)
-    assert ours.shape == expected.shape
-    assert np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
 
 
 class TestShapes:

@@ -31,7 +31,7 @@ from mlx_convnextv2 import (
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.graphs.trace import export_model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("C++")]  # which is built once
 
 SOURCE = ROOT / "native"
 PILLOW = int(PIL.__version__.split(".")[0])

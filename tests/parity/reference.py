@@ -10,13 +10,23 @@ import numpy as np
 import torch
 import transformers
 from make_goldens import is_convolution
+from PIL import Image
 from transformers.activations import ACT2FN
+
+try:
+    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+except ImportError:  # transformers 4, where it is the only one
+    from transformers.models.convnext.image_processing_convnext import (
+        ConvNextImageProcessor as ConvNextImageProcessorPil,
+    )
 
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
 
 # the documentation of transformers' configuration offers selu, and its table of activations lacks it
 ACT2FN["selu"] = torch.nn.SELU
 
+TheirProcessor = ConvNextImageProcessorPil
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 THEIRS = {
     ConvNextV2ForImageClassification: transformers.ConvNextV2ForImageClassification,
     ConvNextV2Model: transformers.ConvNextV2Model,
@@ -82,3 +92,11 @@ def relative_error(ours: mx.array, theirs: torch.Tensor) -> float:
     assert actual.shape == expected.shape
     assert np.isfinite(actual).all()  # max() of several errors would pass over a NaN
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Slopes, and noise on top of them, so that every place of the picture differs from its neighbours."""
+    y, x = np.mgrid[0:height, 0:width]
+    slopes = np.stack([x * 255 // width, y * 255 // height, (x + y) * 127 // (width + height)], axis=-1)
+    noise = np.random.RandomState(width * 1_009 + height).randint(0, 60, slopes.shape)
+    return Image.fromarray(np.minimum(slopes + noise, 255).astype(np.uint8)).convert(mode)

@@ -13,15 +13,9 @@ from mlx.utils import tree_flatten
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from PIL import Image  # noqa: E402
+from conftest import SMALL  # noqa: E402
+from reference import IMAGENET, TheirProcessor, picture, randomize  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
-
-try:
-    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
-except ImportError:  # transformers 4, where it is the only one
-    from transformers.models.convnext.image_processing_convnext import (
-        ConvNextImageProcessor as ConvNextImageProcessorPil,
-    )
 
 from mlx_convnextv2 import (  # noqa: E402
     ConvNextImageProcessor,
@@ -34,18 +28,7 @@ from mlx_convnextv2 import (  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-SHAPE = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}
 LABELS = ["ash", "beech, Fagus", "čeremcha", "dogwood", "elm", "fir", "ginkgo"]
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-
-
-def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Give every parameter a random value, so that no term of the model hides behind a zero."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator) * 0.2
-            parameter.copy_(values + 1 if name.endswith("norm.weight") else values)
 
 
 def make(kind: str) -> torch.nn.Module:
@@ -60,9 +43,10 @@ def make(kind: str) -> torch.nn.Module:
         "backbone": (transformers.ConvNextV2Backbone, {"out_features": ["stem", "stage2", "stage4"]}),
     }
     model_class, fields = classes[kind]
-    model = model_class(transformers.ConvNextV2Config(**SHAPE, **fields))
+    model = model_class(transformers.ConvNextV2Config(**SMALL, **fields))
+    model.eval().requires_grad_(False)
     randomize(model, seed=list(classes).index(kind))
-    return model.eval()
+    return model
 
 
 OURS = {
@@ -105,14 +89,6 @@ def pixel_values() -> np.ndarray:
     return np.random.RandomState(0).standard_normal((2, 70, 57, 3)).astype(np.float32)
 
 
-def picture(width: int, height: int) -> Image.Image:
-    """Slopes with noise on top, so that every place differs from its neighbours."""
-    y, x = np.mgrid[0:height, 0:width]
-    slopes = np.stack([x * 255 // width, y * 255 // height, (x + y) * 127 // (width + height)], axis=-1)
-    noise = np.random.RandomState(width * 1_009 + height).randint(0, 60, slopes.shape)
-    return Image.fromarray(np.minimum(slopes + noise, 255).astype(np.uint8))
-
-
 # --- from transformers ----------------------------------------------------------------------------------------------
 
 
@@ -123,7 +99,7 @@ def test_a_checkpoint_of_transformers_gives_its_numbers_before_and_after_convert
 ):
     theirs = make(kind)
     theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
-    ConvNextImageProcessorPil(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == (shard == "30KB")
     result = run("convert", "--hf-path", tmp_path / "theirs", "--mlx-path", tmp_path / "converted")
     assert result.returncode == 0, result.stderr
@@ -138,7 +114,7 @@ def test_a_checkpoint_of_transformers_gives_its_numbers_before_and_after_convert
 def test_a_bfloat16_checkpoint_keeps_its_type_and_gives_the_numbers_of_its_weights(run, tmp_path, pixel_values, kind):
     theirs = make(kind).to(torch.bfloat16)
     theirs.save_pretrained(tmp_path / "theirs")
-    ConvNextImageProcessorPil(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
     result = run("convert", "--hf-path", tmp_path / "theirs", "--mlx-path", tmp_path / "converted")
     assert result.returncode == 0, result.stderr
     model, _ = load(tmp_path / "converted")
@@ -151,7 +127,7 @@ def test_a_bfloat16_checkpoint_keeps_its_type_and_gives_the_numbers_of_its_weigh
 @pytest.mark.parametrize("model_class", [ConvNextV2Model, ConvNextV2Backbone])
 def test_parts_of_a_classifier_are_transformers_own_parts_of_it(tmp_path, pixel_values, model_class):
     make("classifier").save_pretrained(tmp_path / "theirs")
-    ConvNextImageProcessorPil(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
     their_class = getattr(transformers, model_class.__name__)
     stages = {"out_features": ["stage1", "stage3"]} if model_class is ConvNextV2Backbone else {}
     theirs = their_class.from_pretrained(tmp_path / "theirs", **stages).eval()
@@ -163,7 +139,7 @@ def test_parts_of_a_classifier_are_transformers_own_parts_of_it(tmp_path, pixel_
 def test_classify_says_what_transformers_says(run, tmp_path, size):
     theirs = make("classifier")
     theirs.save_pretrained(tmp_path / "theirs")
-    processor = ConvNextImageProcessorPil(size={"shortest_edge": size}, crop_pct=0.875, resample=3, **IMAGENET)
+    processor = TheirProcessor(size={"shortest_edge": size}, crop_pct=0.875, resample=3, **IMAGENET)
     processor.save_pretrained(tmp_path / "theirs")
     result = run("convert", "--hf-path", tmp_path / "theirs", "--mlx-path", tmp_path / "converted")
     assert result.returncode == 0, result.stderr
@@ -201,7 +177,7 @@ def load_in_transformers(folder: Path, kind: str) -> torch.nn.Module:
 def test_what_is_saved_for_transformers_has_the_bits_that_came_from_there(tmp_path, pixel_values, kind, most):
     theirs = make(kind)
     theirs.save_pretrained(tmp_path / "theirs")
-    ConvNextImageProcessorPil(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
     model, processor = load(tmp_path / "theirs")
     save(model, tmp_path / "mlx", processor)
     model, processor = load(tmp_path / "mlx")
@@ -226,7 +202,7 @@ def test_what_is_saved_for_transformers_has_the_bits_that_came_from_there(tmp_pa
 def test_half_precision_reaches_transformers_bit_by_bit(tmp_path, dtype):
     theirs = make("classifier").to(getattr(torch, dtype))
     theirs.save_pretrained(tmp_path / "theirs")
-    ConvNextImageProcessorPil(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
     model, processor = load(tmp_path / "theirs")
     save(model, tmp_path / "back", processor, format="huggingface")
     saved, original = (load_file(tmp_path / name / "model.safetensors") for name in ("back", "theirs"))
@@ -257,7 +233,7 @@ def test_transformers_auto_classes_take_what_is_saved(tmp_path, small_model, sma
     save(small_model, tmp_path / "saved", small_processor, format="huggingface")
     theirs = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "saved").eval()
     assert_close(outputs(small_model, pixel_values), outputs(theirs, pixel_values))
-    processor = ConvNextImageProcessorPil.from_pretrained(tmp_path / "saved")
+    processor = TheirProcessor.from_pretrained(tmp_path / "saved")
     image = picture(90, 70)
     theirs_pixels = processor(image, return_tensors="np")["pixel_values"].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(np.array(small_processor(image)), theirs_pixels, atol=1e-6)

@@ -109,6 +109,7 @@ def models(request):
     mx.clear_cache()
 
 
+@pytest.mark.xdist_group("large models")  # which fit into memory one at a time
 class TestSizes:
     def test_logits_pooled_output_and_hidden_states_at_224(self, models):
         measured = run_both_classifiers(models.theirs, models.ours, images(1, 224, 224, 3))

@@ -7,24 +7,18 @@ import json
 import numpy as np
 import pytest
 
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from hypothesis import given, settings, strategies as st
 from PIL import Image
-
-try:
-    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
-except ImportError:  # transformers 4, where it is the only one
-    from transformers.models.convnext.image_processing_convnext import (
-        ConvNextImageProcessor as ConvNextImageProcessorPil,
-    )
+from reference import IMAGENET, TheirProcessor, picture
 
 from mlx_convnextv2 import ConvNextImageProcessor
 from mlx_convnextv2.images.decode import open_image
 
 pytestmark = pytest.mark.parity
 
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 GREY = {"image_mean": [0.449], "image_std": [0.226]}
 FILTERS = [0, 1, 2, 3, 4, 5]
 
@@ -36,15 +30,7 @@ SHAPES = [
 ]
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Slopes, and noise on top of them, so that every place of the picture differs from its neighbours."""
-    y, x = np.mgrid[0:height, 0:width]
-    slopes = np.stack([x * 255 // width, y * 255 // height, (x + y) * 127 // (width + height)], axis=-1)
-    noise = np.random.RandomState(width * 1_009 + height).randint(0, 60, slopes.shape)
-    return Image.fromarray(np.minimum(slopes + noise, 255).astype(np.uint8)).convert(mode)
-
-
-def run_transformers(processor: ConvNextImageProcessorPil, *images: Image.Image) -> np.ndarray:
+def run_transformers(processor: TheirProcessor, *images: Image.Image) -> np.ndarray:
     """Pixel values (N, H, W, C). Arrays whose layout is stated: of tiny pictures transformers 4 would guess it."""
     arrays = [np.atleast_3d(np.asarray(image)) for image in images]
     pixels = processor(arrays, input_data_format="channels_last", return_tensors="np")["pixel_values"]
@@ -54,9 +40,7 @@ def run_transformers(processor: ConvNextImageProcessorPil, *images: Image.Image)
 def assert_same_pixels(image: Image.Image, config: dict) -> None:
     """Compare both processors on an image that is RGB, or grey where the mean has one channel."""
     config = {"resample": 3, **config}  # the default was another one in transformers 4
-    assert_equal(
-        ConvNextImageProcessor.from_dict(config)(image), run_transformers(ConvNextImageProcessorPil(**config), image)
-    )
+    assert_equal(ConvNextImageProcessor.from_dict(config)(image), run_transformers(TheirProcessor(**config), image))
 
 
 def assert_equal(ours, theirs: np.ndarray) -> None:
@@ -112,7 +96,7 @@ def test_a_step_that_is_null_is_left_out(tmp_path, step):
     config = {**ConvNextImageProcessor(size=64).to_dict(), step: None}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
     image = picture(130, 97)
-    theirs = ConvNextImageProcessorPil.from_pretrained(tmp_path)
+    theirs = TheirProcessor.from_pretrained(tmp_path)
     assert_equal(ConvNextImageProcessor.from_pretrained(tmp_path)(image), run_transformers(theirs, image))
 
 
@@ -120,7 +104,7 @@ def test_a_step_that_is_null_is_left_out(tmp_path, step):
 def test_every_mode_gives_the_pixels_of_its_rgb_form(mode):
     image = picture(130, 97, "L").convert("I").convert(mode) if mode == "I;16" else picture(130, 97, mode)
     config = {"size": {"shortest_edge": 64}, "resample": 3, **IMAGENET}
-    theirs = run_transformers(ConvNextImageProcessorPil(**config), open_image(image))
+    theirs = run_transformers(TheirProcessor(**config), open_image(image))
     assert_equal(ConvNextImageProcessor.from_dict(config)(image), theirs)
 
 
@@ -133,14 +117,14 @@ def test_grey_images_give_the_same_pixels(shape, size):
 def test_a_batch_gives_the_same_pixels():
     images = [picture(*shape) for shape in [(640, 480), (101, 37), (224, 224)]]
     config = {"size": {"shortest_edge": 224}, "resample": 3, **IMAGENET}
-    theirs = run_transformers(ConvNextImageProcessorPil(**config), *images)
+    theirs = run_transformers(TheirProcessor(**config), *images)
     assert_equal(ConvNextImageProcessor.from_dict(config)(images), theirs)
 
 
 def test_a_pil_image_passed_as_users_do_gives_the_same_pixels():
     image = picture(640, 480)
     config = {"size": {"shortest_edge": 224}, "resample": 3, **IMAGENET}
-    theirs = ConvNextImageProcessorPil(**config)(image, return_tensors="np")["pixel_values"]
+    theirs = TheirProcessor(**config)(image, return_tensors="np")["pixel_values"]
     assert_equal(ConvNextImageProcessor.from_dict(config)(image), theirs.transpose(0, 2, 3, 1))
 
 
@@ -179,7 +163,7 @@ def test_any_combination_gives_the_same_pixels(width, height, config):
 )
 class TestFiles:
     def test_we_read_what_transformers_writes(self, tmp_path, config):
-        theirs = ConvNextImageProcessorPil(**config)
+        theirs = TheirProcessor(**config)
         theirs.save_pretrained(tmp_path)
         ours = ConvNextImageProcessor.from_pretrained(tmp_path)
         for name, value in config.items():
@@ -189,7 +173,7 @@ class TestFiles:
     def test_transformers_reads_what_we_write(self, tmp_path, config):
         ours = ConvNextImageProcessor.from_dict(config)
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
-        theirs = ConvNextImageProcessorPil.from_pretrained(tmp_path)
+        theirs = TheirProcessor.from_pretrained(tmp_path)
         for name, value in config.items():
             read = getattr(theirs, name)
             assert (list(read) if isinstance(read, tuple) else read) == value
@@ -198,7 +182,7 @@ class TestFiles:
     def test_the_round_trip_through_transformers_loses_nothing(self, tmp_path, config):
         ours = ConvNextImageProcessor.from_dict(config)
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
-        ConvNextImageProcessorPil.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+        TheirProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
         assert ConvNextImageProcessor.from_pretrained(tmp_path / "again").to_dict() == ours.to_dict()
 
     def assert_same(self, ours, theirs, config):

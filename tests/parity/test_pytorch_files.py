@@ -5,32 +5,21 @@ import os
 import subprocess
 import sys
 
-import mlx.core as mx
 import pytest
 
 torch = pytest.importorskip("torch")
 
-import numpy as np  # noqa: E402
+from checkpoint_files import as_original, assert_same_weights  # noqa: E402
 from conftest import ROOT  # noqa: E402
-from mlx.utils import tree_flatten  # noqa: E402
-from source_keys import original_key  # noqa: E402
 
 from mlx_convnextv2 import ConvNextV2Model, load  # noqa: E402
-from mlx_convnextv2.checkpoints.mlx_layout import to_pytorch_layout  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
 
 
 @pytest.fixture(scope="module")
 def state(small_model):
-    weights = to_pytorch_layout(dict(tree_flatten(small_model.parameters())))
-    return {original_key(name): torch.tensor(np.array(array)) for name, array in weights.items()}
-
-
-def assert_same_weights(path, model):
-    loaded = dict(tree_flatten(load(path)[0].parameters()))
-    for name, array in tree_flatten(model.parameters()):
-        assert mx.array_equal(loaded[name], array), name
+    return {name: torch.tensor(array) for name, array in as_original(small_model).items()}
 
 
 def test_training_leftovers_are_listed_as_they_are_dropped(tmp_path, run, state, small_model):
@@ -39,30 +28,30 @@ def test_training_leftovers_are_listed_as_they_are_dropped(tmp_path, run, state,
     result = run("convert", "--hf-path", tmp_path / "last.pt", "--mlx-path", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     assert "Left out of what the file holds: optimizer, epoch, args\n" in result.stdout
-    assert_same_weights(tmp_path / "out", small_model)
+    assert_same_weights(load(tmp_path / "out")[0], small_model)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "ema.", "module._orig_mod."])
 def test_what_wrappers_put_before_the_names_goes(tmp_path, state, small_model, prefix):
     torch.save({prefix + key: value for key, value in state.items()}, tmp_path / "weights.pth")
-    assert_same_weights(tmp_path / "weights.pth", small_model)
+    assert_same_weights(load(tmp_path / "weights.pth")[0], small_model)
 
 
 def test_the_averaged_weights_are_preferred(tmp_path, state, small_model):
     other = {key: value + 1 for key, value in state.items()}
     torch.save({"model": other, "model_ema": state}, tmp_path / "weights.pt")
-    assert_same_weights(tmp_path / "weights.pt", small_model)
+    assert_same_weights(load(tmp_path / "weights.pt")[0], small_model)
 
 
 def test_averaged_weights_that_are_none_hide_no_others(tmp_path, state, small_model):
     torch.save({"model": state, "model_ema": {}}, tmp_path / "weights.pt")
-    assert_same_weights(tmp_path / "weights.pt", small_model)
+    assert_same_weights(load(tmp_path / "weights.pt")[0], small_model)
 
 
 @pytest.mark.parametrize("key", ["net", "network", "model_state_dict", "student", "teacher", "ema_model"])
 def test_the_places_where_scripts_put_weights_are_known(tmp_path, state, small_model, key):
     torch.save({"epoch": 3, key: state}, tmp_path / "weights.pt")
-    assert_same_weights(tmp_path / "weights.pt", small_model)
+    assert_same_weights(load(tmp_path / "weights.pt")[0], small_model)
 
 
 def test_a_student_beside_its_teacher_is_refused(tmp_path, state):
@@ -80,12 +69,12 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path):
 def test_flat_leftovers_and_the_plain_copy_are_dropped(tmp_path, state, small_model):
     flat = {f"model.{key}": value + 1 for key, value in state.items()} | {f"ema.{k}": v for k, v in state.items()}
     torch.save({**flat, "optimizer.step": torch.tensor(3)}, tmp_path / "weights.pt")
-    assert_same_weights(tmp_path / "weights.pt", small_model)
+    assert_same_weights(load(tmp_path / "weights.pt")[0], small_model)
 
 
 def test_files_of_before_pytorch_1_6_are_read(tmp_path, state, small_model):
     torch.save({"model": state}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert_same_weights(tmp_path / "old.pt", small_model)
+    assert_same_weights(load(tmp_path / "old.pt")[0], small_model)
 
 
 class Attack:
@@ -132,7 +121,7 @@ def test_a_mixture_of_schemes_shows_keys(tmp_path, state):
 
 def test_numbers_for_names_are_left_out(tmp_path, state, small_model):
     torch.save({**state, 0: torch.zeros(1)}, tmp_path / "weights.pt")
-    assert_same_weights(tmp_path / "weights.pt", small_model)
+    assert_same_weights(load(tmp_path / "weights.pt")[0], small_model)
     torch.save({0: torch.zeros(1)}, tmp_path / "weights.pt")
     with pytest.raises(ValueError, match="holds no tensors"):
         load(tmp_path / "weights.pt")

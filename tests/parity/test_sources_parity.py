@@ -29,7 +29,8 @@ pytestmark = pytest.mark.parity
 
 SIDE = 64  # pixels: two positions after the last stage; the numbers at 224 are test_model_parity's
 LARGE = {"large", "huge"}
-ALL_SIZES = [pytest.param(size, marks=pytest.mark.slow if size in LARGE else ()) for size in SIZES]
+ALONE = (pytest.mark.slow, pytest.mark.xdist_group("large models"))  # which fit into memory one at a time
+ALL_SIZES = [pytest.param(size, marks=ALONE if size in LARGE else ()) for size in SIZES]
 
 
 def randomize(model):

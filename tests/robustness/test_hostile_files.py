@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
-from checkpoint_files import as_timm, assert_same_weights, parts, write_parts
+from checkpoint_files import INDEX, as_timm, assert_same_weights, parts, write_parts
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import load_file, save_file
 
@@ -318,26 +318,29 @@ def test_names_and_shapes_that_tell_no_configuration_are_refused(timm_copy, name
 
 
 SHARDS = [
-    "../x.safetensors",
-    "/etc/passwd",
-    "link/x.safetensors",
-    "..",
-    ".",
-    "",
-    "a\0.safetensors",
-    "x" * 5000,
-    None,
-    3,
+    *("../x.safetensors", "/etc/passwd", "link/x.safetensors", "below/x.safetensors", "..", ".", ".safetensors", ""),
+    *(
+        "a\0.safetensors",
+        "model.safetensors\n",
+        "a\\b.safetensors",
+        "x" * 5000,
+        "model.bin",
+        None,
+        3,
+        ["x.safetensors"],
+    ),
 ]
 
 
 @pytest.mark.parametrize("shard", SHARDS, ids=lambda shard: repr(shard)[:20])
-def test_an_index_that_leads_out_of_the_folder_is_refused(copy, shard):
-    shutil.copy(copy / "model.safetensors", copy.parent / "x.safetensors")
+def test_an_index_names_safetensors_files_beside_it_and_no_others(copy, shard):
+    (copy / "below").mkdir()
     (copy / "link").symlink_to(copy.parent)
+    for folder in (copy.parent, copy / "below"):
+        shutil.copy(copy / "model.safetensors", folder / "x.safetensors")
     (copy / "model.safetensors").unlink()
-    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"classifier.bias": shard}}))
-    refused(copy, "index.json")
+    (copy / INDEX).write_text(json.dumps({"weight_map": {"classifier.bias": shard}}))
+    refused(copy, INDEX, "safetensors file beside it")
 
 
 @many

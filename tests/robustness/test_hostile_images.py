@@ -9,17 +9,16 @@ import json
 import os
 import signal
 import stat
-import struct
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from image_files import png
 from PIL import Image, PngImagePlugin
 
 from mlx_convnextv2 import ConvNextImageProcessor
@@ -28,13 +27,6 @@ from mlx_convnextv2.images import decode
 from mlx_convnextv2.images.decode import MAX_PIXELS, find_images, open_image
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
-
-
-def png(width, height, data=b"", bit_depth=8, color_type=0) -> bytes:
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, bit_depth, color_type, 0, 0, 0))]
-    chunks += [(b"IDAT", zlib.compress(data)), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 # --- too many pixels ------------------------------------------------------------------------------------------------
@@ -51,7 +43,7 @@ def _undecodable(monkeypatch):
 @pytest.mark.usefixtures("_undecodable")
 @pytest.mark.parametrize("size", [(1, 178_000_000), (178_000_000, 1), (20_000, 20_000), (1, 1_000_001)])
 def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, size):
-    (tmp_path / "bomb.png").write_bytes(png(*size))
+    (tmp_path / "bomb.png").write_bytes(png(*size, 8, 0, b""))
     with pytest.raises(ValueError, match=rf"bomb\.png.* {size[0]} x {size[1]}"):
         open_image(tmp_path / "bomb.png")
 

@@ -6,25 +6,21 @@ import struct
 import tarfile
 import zipfile
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from mlx.utils import tree_flatten  # noqa: E402
-from source_keys import original_key  # noqa: E402
+from checkpoint_files import as_original, assert_same_weights  # noqa: E402
 
 from mlx_convnextv2 import load  # noqa: E402
-from mlx_convnextv2.checkpoints.mlx_layout import to_pytorch_layout  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
 
 
 @pytest.fixture(scope="module")
 def state(small_model):
-    weights = to_pytorch_layout(dict(tree_flatten(small_model.parameters())))
-    return {original_key(name): torch.tensor(np.array(array)) for name, array in weights.items()}
+    return {name: torch.tensor(array) for name, array in as_original(small_model).items()}
 
 
 @pytest.fixture
@@ -63,14 +59,8 @@ def refused(file, *words):
         assert word in str(caught.value)
 
 
-def assert_same_weights(file, model):
-    loaded = dict(tree_flatten(load(file)[0].parameters()))
-    for name, array in tree_flatten(model.parameters()):
-        assert mx.array_equal(loaded[name], array), name
-
-
 def test_a_file_that_is_packed_again_as_it_was_is_read(file, small_model):
-    assert_same_weights(rewritten(file), small_model)
+    assert_same_weights(load(rewritten(file))[0], small_model)
 
 
 def test_compressed_entries_are_refused(file):
@@ -242,14 +232,14 @@ def test_what_numpy_left_beside_the_weights_is_left_out(tmp_path, state, small_m
     if as_zip:  # the names of numpy 1 and 2
         rename = lambda _, data: data.replace(b"numpy._core.", core.encode() + b".")  # noqa: E731
         rewritten(file, rename)
-    assert_same_weights(file, small_model)
+    assert_same_weights(load(file)[0], small_model)
 
 
 def test_nothing_of_numpy_s_is_called_for_a_file(tmp_path, state, small_model):
     """A dtype takes the flags that a file states for it, and with some of them its scalar reads another's memory."""
     torch.save({"model": state, "best_acc": np.float64(0.8)}, tmp_path / "net.pt")
     rewritten(tmp_path / "net.pt", in_pickle(b"f8", b"??"))  # of which numpy has no dtype
-    assert_same_weights(tmp_path / "net.pt", small_model)
+    assert_same_weights(load(tmp_path / "net.pt")[0], small_model)
 
 
 def test_tensors_that_share_their_values_beyond_measure_are_refused(tmp_path, state):
@@ -267,11 +257,11 @@ def test_tensors_cut_from_one_storage_are_read(tmp_path, state, small_model):
         views[key] = flat[begin : begin + tensor.numel()].view(tensor.shape)
         begin += tensor.numel()
     torch.save(views, tmp_path / "net.pt")
-    assert_same_weights(tmp_path / "net.pt", small_model)
+    assert_same_weights(load(tmp_path / "net.pt")[0], small_model)
 
 
 def test_an_average_that_still_is_the_weights_is_read(tmp_path, state, small_model):
     torch.save(
         {f"{copy}.{key}": value for copy in ("model", "ema") for key, value in state.items()}, tmp_path / "net.pt"
     )
-    assert_same_weights(tmp_path / "net.pt", small_model)
+    assert_same_weights(load(tmp_path / "net.pt")[0], small_model)

@@ -10,8 +10,8 @@ import warnings
 
 import numpy as np
 import pytest
+from checkpoint_files import edit_json, rewrite, write_parts
 from PIL import Image
-from safetensors.numpy import load_file, save_file
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ImageClassifier, load, save, terminal
 from mlx_convnextv2.classify import main
@@ -172,15 +172,10 @@ def test_a_report_keeps_its_lines_and_no_other_control(capsys):
     assert capsys.readouterr().out == f"one{printable(TITLE)}\ntwo\\r\n"
 
 
-def test_convert_says_what_it_left_out_in_one_line(tmp_path, hf_folder, capsys):
-    weights = load_file(hf_folder / "model.safetensors")
-    extra = {f"optimizer{TITLE}\n.{LONG}": weights["classifier.bias"], "epoch": weights["classifier.bias"]}
-    names = {f"optimizer.{HOSTILE}{i}{LONG}": array for i, array in enumerate(extra.values())}
-    (tmp_path / "source").mkdir()
-    for file in ("config.json", "preprocessor_config.json"):
-        (tmp_path / "source" / file).write_bytes((hf_folder / file).read_bytes())
-    save_file({**weights, **names}, tmp_path / "source" / "model.safetensors", {"format": "pt"})
-    assert convert(["--hf-path", str(tmp_path / "source"), "--mlx-path", str(tmp_path / f"out{TITLE}")]) == 0
+def test_convert_says_what_it_left_out_in_one_line(tmp_path, copy, capsys):
+    names = {f"optimizer.{HOSTILE}{i}{LONG}": np.zeros(7, np.float32) for i in range(2)}
+    rewrite(copy, lambda weights: {**weights, **names})
+    assert convert(["--hf-path", str(copy), "--mlx-path", str(tmp_path / f"out{TITLE}")]) == 0
     output = capsys.readouterr().out
     assert not RAW.search(output)
     assert len(output.splitlines()) == 2
@@ -212,21 +207,6 @@ PROCESSORS = {
 TIMM = [{"model_args": {LONG: LONG}}, {"pretrained_cfg": LONG}, {"pretrained_cfg": {"input_size": [3, LONG, 8]}}]
 
 
-def change(folder, file, **values):
-    """The folder's copy with values of a JSON file changed."""
-    path = folder / file
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
-@pytest.fixture
-def copy(tmp_path, hf_folder):
-    folder = tmp_path / "copy"
-    folder.mkdir()
-    for file in hf_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    return folder
-
-
 def assert_a_short_sentence(error, folder):
     message = str(error.value)
     assert len(message) < len(str(folder)) + 700  # our words, and a line or two of the file's
@@ -236,7 +216,7 @@ def assert_a_short_sentence(error, folder):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_configuration_is_repeated_no_longer_than_a_line(copy, name):
-    change(copy, "config.json", **{name: CONFIGS[name]})
+    edit_json(copy / "config.json", **{name: CONFIGS[name]})
     with pytest.raises(ValueError, match=r"config\.json") as error:
         load(copy)
     assert_a_short_sentence(error, copy)
@@ -251,7 +231,7 @@ def test_a_value_given_in_python_is_repeated_no_longer_than_a_line(tmp_path, nam
 
 @pytest.mark.parametrize("name", PROCESSORS, ids=lambda name: ascii(name)[:20])
 def test_a_processors_values_are_repeated_no_longer_than_a_line(copy, name):
-    change(copy, "preprocessor_config.json", **{name: PROCESSORS[name]})
+    edit_json(copy / "preprocessor_config.json", **{name: PROCESSORS[name]})
     with pytest.raises(ValueError, match=r"preprocessor_config\.json") as error:
         ConvNextImageProcessor.from_pretrained(copy)
     assert_a_short_sentence(error, copy)
@@ -277,8 +257,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("kind", TENSORS)
 def test_a_weight_files_names_are_repeated_no_longer_than_a_line(copy, kind):
-    weights = {**load_file(copy / "model.safetensors"), **TENSORS[kind]}
-    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    rewrite(copy, lambda weights: {**weights, **TENSORS[kind]})
     with pytest.raises(ValueError, match="copy") as error:
         load(copy)
     assert_a_short_sentence(error, copy)
@@ -291,8 +270,7 @@ def test_a_weight_files_names_are_repeated_no_longer_than_a_line(copy, kind):
     ids=["long", "hostile", "cut", "no JSON"],
 )
 def test_what_safetensors_says_is_repeated_no_longer_than_a_line(copy, header):
-    encoded = header.encode("utf-8", "backslashreplace")
-    (copy / "model.safetensors").write_bytes(len(encoded).to_bytes(8, "little") + encoded)
+    write_parts(copy / "model.safetensors", header.encode("utf-8", "backslashreplace"), b"")
     with pytest.raises(ValueError, match="truncated or corrupt") as error:
         load(copy)
     assert_a_short_sentence(error, copy)
