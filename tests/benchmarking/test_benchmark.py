@@ -429,13 +429,12 @@ class TestCommand:
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("peer", PEERS)
-def test_peers_answer_as_we_do(peer: str) -> None:
-    if reason := why_not(peer, "float32"):
-        pytest.skip(reason)
-    report = compare(size="atto", batch_size=[2], runs=1, against=[peer])
+def test_peers_answer_as_we_do() -> None:
+    joined = [name for name in peers.expand([*PEERS]) if why_not(name, "float32") is None]
+    if not joined:
+        pytest.skip("no peer is installed")
+    report = compare(size="atto", batch_size=[2], runs=1, against=[*PEERS])
     assert report.failures == []
-    joined = [name for name in peers.expand([peer]) if why_not(name, "float32") is None]
     assert [result.contender for result in report.results] == [OURS, *joined]
 
 

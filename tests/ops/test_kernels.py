@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 from unittest import mock
 
 import mlx.core as mx
@@ -116,37 +115,40 @@ def stage_shapes(resolution: int) -> list[tuple[int, int]]:
 SLOW_DTYPES = [mx.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in DTYPES[1:])]
 
 
-def stages() -> Iterator[Any]:
-    """Every stage of the eight sizes at 224 and 384; slow where an earlier one has the same tile, and so the text."""
-    seen = set()
+def one_of_each_tile() -> list[tuple[int, int]]:
+    """Of all those stages the first with each tile, and so with each text of the kernel."""
+    found: dict[tuple[int, ...], tuple[int, int]] = {}
     for side, channels in (*stage_shapes(224), *stage_shapes(384)):
         channels_per_thread, _, *tile = gpu.tile_of(1, side, side, channels)
-        text = (channels_per_thread, *tile)
-        yield pytest.param(side, channels, marks=pytest.mark.slow if text in seen else ())
-        seen.add(text)
+        found.setdefault((channels_per_thread, *tile), (side, channels))
+    return list(found.values())
 
 
-STAGES = list(stages())
+TILES = one_of_each_tile()
+OTHERS = sorted({*stage_shapes(224), *stage_shapes(384)} - {*TILES})
+STAGES = [
+    *((*shape, mx.float32) for shape in TILES),
+    *(pytest.param(*shape, dtype, marks=pytest.mark.slow) for shape in TILES for dtype in DTYPES[1:]),
+    *(pytest.param(*shape, mx.float32, marks=pytest.mark.slow) for shape in OTHERS),
+]
 
 
 class TestStageShapes:
     """Every stage of the eight sizes at 224 and 384, in the tiles of the whole image on its first rows."""
 
-    @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
-    @pytest.mark.parametrize(("side", "channels"), STAGES)
+    @pytest.mark.parametrize(("side", "channels", "dtype"), STAGES)
     def test_depthwise(self, side: int, channels: int, dtype: mx.Dtype, device: Callable) -> None:
         tile = gpu.tile_of(1, side, side, channels)
         rows = min(side, max(tile[2] + 1, 4000 // (side * channels) + 1))
         with mock.patch.object(gpu, "tile_of", return_value=tile):
             check_depthwise((1, rows, side, channels), dtype, device)
 
-    @pytest.mark.parametrize("dtype", SLOW_DTYPES, ids=str)
-    @pytest.mark.parametrize(("side", "channels"), STAGES)
+    @pytest.mark.parametrize(("side", "channels", "dtype"), STAGES)
     def test_gelu_grn(self, side: int, channels: int, dtype: mx.Dtype, device: Callable) -> None:
         check_gelu_grn((1, min(side * side, 40), 4 * channels), dtype, device)
 
     @pytest.mark.slow
-    @pytest.mark.parametrize(("side", "channels"), stage_shapes(224))
+    @pytest.mark.parametrize(("side", "channels"), TILES)
     def test_whole_images(self, side: int, channels: int, device: Callable) -> None:
         check_depthwise((1, side, side, channels), mx.float32, device)
         check_gelu_grn((1, side * side, 4 * channels), mx.float32, device)

@@ -236,7 +236,7 @@ def test_damage_is_a_read_error_or_an_image(name, changes, cut):
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000)
+@settings(max_examples=5_000)
 @given(**DAMAGE)
 def test_much_damage_is_a_read_error_or_an_image(name, changes, cut):
     check_damage(name, changes, cut)
