@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -32,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--model", metavar="M", help=f"a Hub id or a folder to begin with (default: {terminal.DEFAULT_MODEL})"
     )
     parser.add_argument("--output", metavar="OUT", help="the checkpoint folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a checkpoint folder that is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", default=None, help="replace a checkpoint folder that is there"
+    )
     parser.add_argument("--config", metavar="FILE", help="a YAML file with options; those given here win")
     parser.add_argument("--upload-repo", metavar="REPO", help="publish the result as this repository of the Hub")
     parser.add_argument("--show-batch", metavar="FILE", help="write what the model will see as a picture, and end")
@@ -51,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     """Train, and print a line for each epoch and the result."""
     values: dict[str, Any] = read_config(args.config) if args.config is not None else {}
-    values.update({name: value for name, value in vars(args).items() if value is not None})
-    resuming = values.pop("resume")
-    values.pop("config", None)
-    data, model, output = (values.pop(name, None) for name in ("data", "model", "output"))
-    picture = values.pop("show_batch", None)
-    if (output is None and picture is None) or (data is None) != resuming:
+    given = vars(args)
+    resuming, _ = given.pop("resume"), given.pop("config")
+    values.update({name: value for name, value in given.items() if value is not None})
+    data, model, output, picture = (values.pop(name, None) for name in ("data", "model", "output", "show_batch"))
+    if resuming:
+        good = output is not None and (data, model, picture, values.get("overwrite")) == (None, None, None, None)
+    else:
+        good = data is not None and (output is not None or picture is not None)
+    if not good:
         parser.error("give --data DIR and --output OUT; with --resume --output OUT alone")
     from . import training
     from .training.bars import Bars
@@ -69,15 +75,16 @@ def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         return terminal.DONE
     try:
         if resuming:
-            values.pop("overwrite")
             trained = training.resume(output, progress=Bars(terminal.tell), **values)
         else:
             trained = training.train(data, model, output, progress=Bars(terminal.tell), **values)
     except (KeyboardInterrupt, SystemExit):
         if training.is_unfinished(output):
-            terminal.say(f"train: the run is saved: python -m mlx_convnextv2.train --output {output} --resume goes on")
+            again = f"python -m mlx_convnextv2.train --output {shlex.quote(output)} --resume"
+            terminal.say(f"train: the run is saved: {again} goes on")
         raise
-    terminal.tell(trained)
+    if trained.rank == 0:
+        terminal.tell(trained)
     return terminal.DONE
 
 

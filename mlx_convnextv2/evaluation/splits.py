@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files.yaml_files import read_yaml
 from ..images.class_folders import ClassFolders, find_split_folders, find_splits, read_class_folders
 from ..messages import short
 
 SPLITS = ("test", "val", "train", "all")
 ARGS_FILE = "args.yaml"  # what `train` was told, in the folder that it writes
-_MAX_ARGS_BYTES = 100_000
 
 
 def find_images(data: Path, split: str | None, model_folder: Path | None) -> tuple[ClassFolders, str]:
@@ -81,17 +80,9 @@ def _split_in_training(model_folder: Path, data: Path | None) -> tuple[float, in
     return (share, seed) if same else None
 
 
-def _read_args(file: Path) -> Mapping[str, Any]:
+def _read_args(file: Path) -> dict[str, Any]:
     """The options of a YAML file; none where it is no such file."""
-    import yaml  # with huggingface_hub
-
-    if not file.is_file() or file.stat().st_size > _MAX_ARGS_BYTES:
-        return {}
-    text = file.read_text(encoding="utf-8", errors="replace")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could stand for gigabytes
-            return {}
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError):
+        return read_yaml(file)
+    except (OSError, ValueError):
         return {}
-    return values if isinstance(values, Mapping) else {}

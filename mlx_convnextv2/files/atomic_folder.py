@@ -140,6 +140,17 @@ def _clear_if_abandoned(folder: Path, path: Path) -> None:
         os.close(lock)
 
 
+def check_writable(target: str | os.PathLike[str]) -> None:
+    """Raise the OSError that `new_folder` would raise where nothing can be written, rather than after long work."""
+    path = Path(target).absolute()
+    nearest = next(parent for parent in path.parents if parent.exists())
+    with _naming(target):
+        tried = nearest / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
+        tried.mkdir()
+        with suppress(FileNotFoundError):  # another process took it for abandoned
+            tried.rmdir()
+
+
 def check_target(target: str | os.PathLike[str], overwrite: bool = False, kind: Kind = CHECKPOINT) -> None:
     """Raise a FileExistsError if `new_folder` would not write to `target`, a ValueError if that is empty."""
     if not os.fspath(target):

@@ -130,7 +130,7 @@ def find_splits(folder: str | os.PathLike[str], val_split: float = 0.15, seed: i
     if split_folders and "train" not in split_folders:
         names = some([path.name for path in split_folders.values()])
         raise ValueError(f"{os.fspath(folder)} has {names} but no train: add it, or give the folder of the classes")
-    root = split_folders.get("train", Path(folder))
+    root = split_folders.get("train", Path(folder).expanduser())
     whole = read_class_folders(root)
     if len(whole.classes) < 2:
         raise ValueError(f"{root} has one class alone, {whole.classes[0]}: a classifier needs at least two")

@@ -14,13 +14,16 @@ from PIL import Image, ImageDraw
 
 from ..checkpoints.processor import ConvNextImageProcessor
 from ..files import output_files
-from ..images.class_folders import find_splits
+from ..images.class_folders import ClassFolders, find_splits
 from ..messages import printable
+from ..runtime.prefetch import map_ahead
+from ..runtime.threads import available_cpus
 from .augment import Augmentation
 from .batches import Batches, step_random
+from .data import without_broken
 from .mixing import draw_mix, mix, smooth_targets
 from .options import Options
-from .recipe import make_recipe
+from .recipe import Recipe, make_recipe
 from .start import Start, open_start
 
 _CAPTION, _GAP = 14, 4  # pixels
@@ -51,25 +54,57 @@ def show_batch(
     output_files.check(path)
     splits = find_splits(data, chosen.val_split, chosen.seed)
     ready, processor, _ = open_start(model, splits.train.classes, chosen)
-    count = len(splits.train.classes)
-    if chosen.full:
-        recipe = make_recipe(chosen, ready.config, len(splits.train))
-        batches = Batches(splits.train, Augmentation(processor, chosen), recipe.batch_size, chosen.seed)
-        pixel_values, labels = next(batches.epoch(0))
-        how = draw_mix(recipe.mixup, recipe.cutmix, pixel_values.shape[1:3], step_random(chosen.seed, 0))
-        mixed, targets = mix(mx.array(pixel_values), smooth_targets(mx.array(labels), count, 0.0), mx.array(how))
-        pixel_values, shares = np.array(mixed), np.array(targets)
-    else:
-        shown = splits.train.subset(np.random.default_rng(chosen.seed).permutation(len(splits.train))[:_MOST].tolist())
-        shown = shown.subset(range(min(len(shown), chosen.batch_size)))
-        pixel_values = np.stack([processor.preprocess(image) for image in shown.files])
-        shares = np.eye(count)[list(shown.labels)]
+
+    def batch(images: ClassFolders) -> tuple[np.ndarray, np.ndarray]:
+        if not chosen.full:
+            return _plain(images, processor, chosen)
+        return _augmented(images, processor, chosen, make_recipe(chosen, ready.config, len(images)))
+
+    try:
+        pixel_values, shares = batch(splits.train)
+    except (OSError, ValueError):
+        pixel_values, shares = batch(_readable(splits.train, processor, chosen.workers))
     captions = [_caption(row, splits.train.classes) for row in shares[:_MOST]]
     picture = _sheet([_as_picture(values, processor) for values in pixel_values[:_MOST]], captions)
     buffer = io.BytesIO()
     picture.save(buffer, "PNG" if path.suffix.lower() == ".png" else "JPEG")
     output_files.write(path, buffer.getvalue())
     return path
+
+
+def _plain(images: ClassFolders, processor: ConvNextImageProcessor, options: Options) -> tuple[np.ndarray, np.ndarray]:
+    """Pixel values (N, H, W, C) of some images, and the shares of their classes (N, K)."""
+    count = min(len(images), options.batch_size, _MOST)
+    shown = images.subset(np.random.default_rng(options.seed).permutation(len(images))[:count].tolist())
+    pixel_values = np.stack([processor.preprocess(image) for image in shown.files])
+    return pixel_values, np.eye(len(images.classes))[list(shown.labels)]
+
+
+def _augmented(
+    images: ClassFolders, processor: ConvNextImageProcessor, options: Options, recipe: Recipe
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the first batch of a run with all weights."""
+    batches = Batches(images, Augmentation(processor, options), recipe.batch_size, options.seed)
+    pixel_values, labels = next(batches.epoch(0))
+    how = draw_mix(recipe.mixup, recipe.cutmix, pixel_values.shape[1:3], step_random(options.seed, 0))
+    targets = smooth_targets(mx.array(labels), len(images.classes), 0.0)
+    mixed, targets = mix(mx.array(pixel_values), targets, mx.array(how))
+    return np.array(mixed), np.array(targets)
+
+
+def _readable(images: ClassFolders, processor: ConvNextImageProcessor, workers: int | None) -> ClassFolders:
+    """The images but those that a run leaves out, which a warning names."""
+
+    def error_of(file: Path) -> Exception | None:
+        try:
+            processor.preprocess(file)
+        except (OSError, ValueError) as error:
+            return error
+        return None
+
+    workers = workers or available_cpus()
+    errors = enumerate(map_ahead(error_of, images.files, workers, 2 * workers))
+    return without_broken(images, {index: error for index, error in errors if error is not None}, "train")
 
 
 def _caption(shares: np.ndarray, classes: tuple[str, ...]) -> str:

@@ -88,13 +88,18 @@ def without_broken(folders: ClassFolders, errors: dict[int, Exception], name: st
     return kept
 
 
-def left_out(splits: Splits, files: Collection[str]) -> Splits:
-    """The splits without these files."""
+def place(file: Path, data: str) -> str:
+    """The path of an image below the data's folder, which is the same wherever that is seen from."""
+    return os.path.relpath(file, data)
+
+
+def left_out(splits: Splits, data: str, places: Collection[str]) -> Splits:
+    """The splits without the files at these places."""
 
     def rest(folders: ClassFolders) -> ClassFolders:
-        return folders.subset(i for i, file in enumerate(folders.files) if str(file) not in files)
+        return folders.subset(i for i, file in enumerate(folders.files) if place(file, data) not in places)
 
-    return Splits(rest(splits.train), rest(splits.val), splits.test) if files else splits
+    return Splits(rest(splits.train), rest(splits.val), splits.test) if places else splits
 
 
 def fingerprint(splits: Splits) -> str:

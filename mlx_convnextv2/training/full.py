@@ -71,6 +71,7 @@ class FullTraining:
             ValueError, OSError: the loss is not a number; an image can no longer be read. The last saved state stays.
         """
         self._state = state
+        self._progress.begin_at(state.step)
         try:
             while not self._is_over():
                 if self._state.step < (self._epoch + 1) * self._recipe.steps_per_epoch:

@@ -6,8 +6,8 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from ..messages import short, some
@@ -19,8 +19,7 @@ FULL_ONLY = (
     *("weight_decay", "drop_path", "ema", "clip_norm", "mixup", "cutmix", "augment", "crop_scale", "flip", "erase"),
     *("head", "grad_checkpoint"),
 )
-_MAX_CONFIG_BYTES = 100_000
-_MAX_BRACKETS = 100
+PLACES = ("data", "model", "output", "upload_repo", "show_batch")  # what the command has besides, as text
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -120,40 +119,25 @@ def warn_of_unused(options: Options) -> None:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The options that a YAML file names. `batch-size` is the same as `batch_size`.
+    """The options and arguments of the command that a YAML file names. `batch-size` is the same as `batch_size`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no YAML, or no map of names to values.
+        ValueError: it is no YAML, no map of names to values, or a value is of another kind.
     """
-    import yaml  # with huggingface_hub
+    from ..files.yaml_files import read_yaml
 
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no such configuration file: {file}")
-    if file.stat().st_size > _MAX_CONFIG_BYTES:
-        raise ValueError(f"{file} has more than {_MAX_CONFIG_BYTES // 1000} kB, so it is no file of options")
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if sum(map(text.count, "[{")) > _MAX_BRACKETS:  # of which a few thousand take YAML's reader minutes
-        raise ValueError(f"{file} must have one option a line, as in epochs: 30")
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could stand for gigabytes
-            raise ValueError(f"{file} refers to itself with *, which is not read: write the values out")
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        raise ValueError(f"{file} is not valid YAML{line}: write one option a line, as in epochs: 30") from None
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise ValueError(f"{file} must have one option a line, as in epochs: 30")
-    return {name.replace("-", "_"): value for name, value in values.items()}
-
-
-def write_config(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Write options as YAML, which `read_config` reads."""
-    import yaml
-
-    Path(path).write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    values = {name.replace("-", "_"): value for name, value in read_yaml(path).items()}
+    numbers = {option.name for option in fields(Options) if option.metadata.get("kind") is float}
+    for name, value in values.items():
+        if name in PLACES and not isinstance(value, str | None):
+            raise ValueError(f"{name} must be text, not {short(value)}: write it in quotes")
+        if name == "overwrite" and not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, not {short(value)}")
+        if name in numbers and isinstance(value, str):  # YAML takes 1e-3 for text, and 1.0e-3 for a number
+            with suppress(ValueError):
+                values[name] = float(value)
+    return values
 
 
 def _check(name: str, value: Any, limits: Mapping[str, Any], default: Any) -> None:

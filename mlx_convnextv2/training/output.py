@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ from ..checkpoints.processor import ConvNextImageProcessor
 from ..checkpoints.save import save
 from ..files.atomic_folder import new_folder
 from ..files.names import CARD_FILE
+from ..files.yaml_files import write_yaml
 from ..images.class_folders import Splits
 from ..messages import printable
 from ..model.convnextv2 import ConvNextV2ForImageClassification
-from .options import write_config
 from .plan import Plan
 from .progress import Row
 from .start import Origin
@@ -45,20 +46,21 @@ def write_checkpoint(
         for file in sorted(inner.iterdir()):
             file.rename(folder / file.name)
         inner.rmdir()
-        write_results(folder / RESULTS_FILE, rows)
-        write_config(folder / ARGS_FILE, args)
+        (folder / RESULTS_FILE).write_bytes(results(rows))
+        write_yaml(folder / ARGS_FILE, args)
         card = folder / CARD_FILE
         card.write_text(with_account(card.read_text(encoding="utf-8"), account), encoding="utf-8")
         for picture, content in pictures.items():
             (folder / picture).write_bytes(content)
 
 
-def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """One line a row, with the names of `Row`'s fields above; what a row has not is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(Row.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row.to_dict() for row in rows)
+def results(rows: Sequence[Row]) -> bytes:
+    """The file results.csv: one line a row, the names of `Row`'s fields above; what a row has not is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(row.to_dict() for row in rows)
+    return text.getvalue().encode()
 
 
 def with_account(card: str, account: str) -> str:
@@ -91,12 +93,12 @@ def account_of(plan: Plan, splits: Splits, how: str, rows: Sequence[Row], best: 
     for row in _shown(rows, best):
         first = f"l2 {row.l2:.0e}" if row.l2 is not None else f"epoch {row.epoch}"
         loss = "" if row.train_loss is None else f"{row.train_loss:.4f}"
-        mark = " (kept)" if row is best else ""
+        mark = " (kept)" if row == best else ""
         lines.append(f"| {first}{mark} | {loss} | {row.val_loss:.4f} | {row.val_top1:.2%} | {row.val_top5:.2%} |")
-    return "\n".join([*lines, "", "```", plan.command(), "```"])
+    return "\n".join([*lines, "", "```", printable(plan.command()), "```"])
 
 
 def _shown(rows: Sequence[Row], best: Row) -> list[Row]:
     """At most about a dozen rows, from the first to the last, and the best."""
     stride = max(1, len(rows) // 10)
-    return [row for i, row in enumerate(rows) if i % stride == 0 or row is best or i == len(rows) - 1]
+    return [row for i, row in enumerate(rows) if i % stride == 0 or row == best or i == len(rows) - 1]

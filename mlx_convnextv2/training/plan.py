@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .options import Options
+from .options import RUN_ONLY, Options
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Plan:
         """For args.yaml, which `--config` reads."""
         given = {"data": self.data, "model": self.model, "output": self.output}
         return {name: value for name, value in given.items() if value is not None} | self.options.to_dict()
+
+    def numbers(self) -> dict[str, Any]:
+        """The options that change a number of the run."""
+        return {name: value for name, value in self.options.to_dict().items() if name not in RUN_ONLY}
 
     def command(self) -> str:
         """The command that does it again, with the options that are not at their defaults."""

@@ -48,6 +48,9 @@ class Row:
 class Progress:
     """Hears of everything and says nothing. A program can give `train` another one."""
 
+    def begin_at(self, steps: int) -> None:
+        """Training of all weights begins where so many steps are done: none, unless it is resumed."""
+
     def begin(self, name: str, total: int) -> None:
         """A phase begins, of this many images."""
 

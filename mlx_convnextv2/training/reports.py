@@ -36,13 +36,17 @@ class Reported(Progress):
                 raise ValueError(f"report_to must be tensorboard, wandb or both with a comma, not {short(names)}")
         self._sinks = [openers[name](plan) for name in wanted]
 
+    def begin_at(self, steps: int) -> None:
+        self._steps = steps
+        self._progress.begin_at(steps)
+
     def begin(self, name: str, total: int) -> None:
         self._progress.begin(name, total)
 
     def advance(self, images: int, loss: float | None = None, lr: float | None = None) -> None:
         if loss is not None and lr is not None:
             self._steps += 1
-            self._log({"train/step_loss": loss, "train/lr": lr})
+            self._log({"train/step_loss": loss, "train/lr": lr}, self._steps)
         self._progress.advance(images, loss, lr)
 
     def end(self) -> None:
@@ -52,7 +56,7 @@ class Reported(Progress):
         values = {"val/loss": row.val_loss, "val/top1": row.val_top1, "val/top5": row.val_top5}
         if row.train_loss is not None:
             values["train/loss"] = row.train_loss
-        self._log({**values, "epoch": float(row.epoch)})
+        self._log({**values, "epoch": float(row.epoch)}, self._steps or row.epoch)  # a penalty has no steps
         self._progress.row(row)
 
     def close(self) -> None:
@@ -61,9 +65,9 @@ class Reported(Progress):
             close()
         self._sinks = []
 
-    def _log(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float], step: int) -> None:
         for log, _ in self._sinks:
-            log(values, self._steps)
+            log(values, step)
 
 
 def _tensorboard(plan: Plan) -> tuple[Log, Callable[[], None]]:

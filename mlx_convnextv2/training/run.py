@@ -13,11 +13,11 @@ import mlx.core as mx
 
 from ..checkpoints.hub import check_repo_id, upload
 from ..checkpoints.processor import ConvNextImageProcessor
-from ..files.atomic_folder import check_target
+from ..files.atomic_folder import check_target, check_writable
 from ..images.class_folders import Splits, find_splits
 from ..messages import some
 from ..model.convnextv2 import ConvNextV2ForImageClassification
-from .data import fingerprint, left_out, warn_of_duplicates, warn_of_few_images
+from .data import fingerprint, left_out, place, warn_of_duplicates, warn_of_few_images
 from .frozen import fit_on_frozen_features, set_head, set_small_head
 from .full import FullTraining, limit_cache
 from .options import RUN_ONLY, Options, warn_of_unused
@@ -36,12 +36,16 @@ from .world import Watchdog, Watched, World
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to: the folder, its classes, all rows, and the row of the weights that were kept."""
+    """What a run came to: the folder, its classes, all rows, and the row of the weights that were kept.
+
+    `rank` is the number of this process among those that trained together; the first, 0, has written the folder.
+    """
 
     path: Path
     classes: tuple[str, ...]
     rows: list[Row]
     best: Row
+    rank: int = 0
 
     def __str__(self) -> str:
         return (
@@ -81,7 +85,8 @@ def train(
         KeyboardInterrupt: after the run's state was saved.
     """
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
-    plan = Plan(os.fspath(data), name, os.fspath(output), overwrite, upload_repo, Options.of(options))
+    places = (os.path.expanduser(data), name, os.path.expanduser(output))
+    plan = Plan(*places, overwrite, upload_repo, Options.of(options))
     return _run(plan, model, progress)
 
 
@@ -105,7 +110,7 @@ def resume(
     others = [name for name in options if name not in RUN_ONLY]
     if others:
         raise ValueError(f"a run that is resumed has its options already: leave {some(others)} out")
-    plan = replace(plan, output=os.fspath(output), options=Options.of({**plan.options.to_dict(), **options}))
+    plan = replace(plan, output=os.path.expanduser(output), options=Options.of({**plan.options.to_dict(), **options}))
     start = plan.model if model is None else model
     if start is None:
         raise ValueError("the run began with a model in memory: give it again")
@@ -137,6 +142,8 @@ def _run(
     progress = progress or Progress()
     if not resuming:
         check_target(plan.output, plan.overwrite)
+        if world.rank == 0:
+            check_writable(plan.output)
     if plan.upload_repo is not None:
         check_repo_id(plan.upload_repo)
     if not options.full:
@@ -159,6 +166,8 @@ def _run(
             warn_of_few_images(splits)
             warn_of_duplicates(splits, options.workers)
         model, processor, origin = open_start(start, splits.train.classes, options)
+        if not world.agree(f"{plan.numbers()} {fingerprint(splits)}" if world.size > 1 else ""):
+            raise ValueError("the processes have other images or options than one another: give all of them the same")
         job = _Job(plan, model, processor, origin, splits, progress, world)
         if options.full:
             recipe, rows, best = _all_weights(job, run)
@@ -174,7 +183,7 @@ def _run(
                 run.remove()
     if plan.upload_repo is not None and world.rank == 0:
         upload(plan.output, plan.upload_repo)
-    return Trained(Path(plan.output), splits.train.classes, rows, best)
+    return Trained(Path(plan.output), splits.train.classes, rows, best, world.rank)
 
 
 def _head_alone(job: _Job) -> tuple[list[Row], Row]:
@@ -189,9 +198,14 @@ def _all_weights(job: _Job, run: RunFolder | None) -> tuple[Recipe, list[Row], R
     """Train all weights from the run's last state, or from its beginning."""
     options, world = job.options, job.world
     loaded = run.load() if run is not None else None
+    if not world.agree("" if loaded is None else f"{loaded[0].step} {loaded[1]}"):
+        raise ValueError(
+            f"the processes have other saved states than one another: let all of them see {job.plan.output}.run, or "
+            "copy that of the first"
+        )
     if loaded is not None:
         state, description = loaded
-        job.splits = left_out(job.splits, description["broken"])
+        job.splits = left_out(job.splits, job.plan.data, description["broken"])
         if description["data"] != fingerprint(job.splits):
             raise ValueError(
                 f"the images in {job.plan.data} are not those of the run any more: put them back, or begin anew "
@@ -240,7 +254,11 @@ def _beginning(job: _Job) -> tuple[TrainingState, Recipe, dict[str, Any]]:
         state = replace(state, rows=(row,), best=row, best_weights=state.weights)
         job.progress.row(row)
     broken = before - {*job.splits.train.files, *job.splits.val.files}
-    return state, recipe, {"broken": sorted(map(str, broken)), "data": fingerprint(job.splits)}
+    return (
+        state,
+        recipe,
+        {"broken": sorted(place(file, job.plan.data) for file in broken), "data": fingerprint(job.splits)},
+    )
 
 
 def _write(job: _Job, rows: list[Row], best: Row, how: str, resuming: bool) -> None:

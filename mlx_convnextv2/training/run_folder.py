@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..files import output_files
 from ..files.json_files import read_json
-from .output import RESULTS_FILE, write_results
+from .output import RESULTS_FILE, results
 from .state import STATE_FILE, TrainingState, load_state, save_state
 
 RUN_FILE = "run.json"
@@ -58,9 +59,7 @@ class RunFolder:
         """Keep a state, and its rows where a person can follow them."""
         save_state(self.path, state, description)
         if state.rows:
-            temporary = self.path / f".{RESULTS_FILE}"
-            write_results(temporary, state.rows)
-            os.replace(temporary, self.path / RESULTS_FILE)
+            output_files.write(self.path / RESULTS_FILE, results(state.rows))
 
     def load(self) -> tuple[TrainingState, dict[str, Any]] | None:
         """The last state and its description; None where the run had none yet."""
@@ -97,13 +96,19 @@ def open_run(
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise OSError(f"another process trains {output} already: wait for it, or choose another folder") from None
-        if not resume:
-            _check_free(path, overwrite)
-            _clear(path)
-            temporary = path / f".{RUN_FILE}"
-            temporary.write_text(json.dumps(started, indent=1), encoding="utf-8")
-            os.replace(temporary, path / RUN_FILE)
-        yield RunFolder(path)
+        folder = RunFolder(path)
+        if resume:
+            yield folder
+            return
+        _check_free(path, overwrite)
+        _clear(path)
+        try:
+            output_files.write(path / RUN_FILE, json.dumps(started, indent=1).encode())
+            yield folder
+        except BaseException:
+            if not (path / STATE_FILE).exists():  # it came to nothing, for want of a model say
+                folder.remove()
+            raise
     finally:
         os.close(lock)
 
@@ -121,5 +126,5 @@ def _check_free(path: Path, overwrite: bool) -> None:
 def _clear(path: Path) -> None:
     for entry in list(path.iterdir()):
         name = entry.name.lstrip(".")
-        if name in (RUN_FILE, RESULTS_FILE, STATE_FILE) or name.endswith(f".{STATE_FILE}"):
+        if name in (RUN_FILE, RESULTS_FILE, STATE_FILE) or name.endswith((f".{STATE_FILE}", ".partial")):
             entry.unlink(missing_ok=True)

@@ -79,8 +79,9 @@ def save_state(folder: Path, state: TrainingState, description: dict[str, Any]) 
         os.replace(temporary, folder / STATE_FILE)
         _flush(folder)
     except RuntimeError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(f"{folder} cannot be written, most likely for lack of space ({one_line(error)})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:

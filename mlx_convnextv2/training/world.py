@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import threading
@@ -47,26 +48,37 @@ class World:
         """The mean of all processes' arrays, the same to the last bit in each: float32 in a few large sums."""
         if self.size == 1:
             return arrays
-        result: Arrays = {}
-        names: list[str] = []
-        for name in arrays:
-            names.append(name)
-            if sum(arrays[held].size for held in names) >= _BUCKET or name == list(arrays)[-1]:
-                sizes = np.cumsum([arrays[held].size for held in names])[:-1].tolist()
-                joined = mx.concatenate([arrays[held].reshape(-1) for held in names])
-                parts = mx.split(mx.distributed.all_sum(joined) / self.size, sizes)
-                result.update({held: part.reshape(arrays[held].shape) for held, part in zip(names, parts, strict=True)})
-                names = []
-        return result
+        return {name: total / self.size for name, total in _sums(arrays).items()}
 
     def from_first(self, arrays: Arrays) -> Arrays:
-        """The first process's arrays. Those of the others give the shapes."""
+        """The first process's arrays, bit for bit. Those of the others give the shapes."""
         if self.size == 1:
             return arrays
-        own = arrays if self.rank == 0 else {name: mx.zeros_like(array) for name, array in arrays.items()}
-        summed = {name: array * self.size for name, array in self.mean(own).items()}
+        summed = _sums(arrays if self.rank == 0 else {name: mx.zeros_like(array) for name, array in arrays.items()})
         mx.eval(summed)
         return summed
+
+    def agree(self, value: str) -> bool:
+        """Whether all processes have this value."""
+        digest = np.frombuffer(hashlib.sha256(value.encode("utf-8", "surrogateescape")).digest(), np.uint8)
+        values = np.zeros((self.size, len(digest)), np.float32)
+        values[self.rank] = digest
+        return bool((self.sum(values) == digest).all())
+
+
+def _sums(arrays: Arrays) -> Arrays:
+    """The sums of all processes' arrays."""
+    result: Arrays = {}
+    names: list[str] = []
+    for name in arrays:
+        names.append(name)
+        if sum(arrays[held].size for held in names) >= _BUCKET or name == list(arrays)[-1]:
+            sizes = np.cumsum([arrays[held].size for held in names])[:-1].tolist()
+            joined = mx.concatenate([arrays[held].reshape(-1) for held in names])
+            parts = mx.split(mx.distributed.all_sum(joined), sizes)
+            result.update({held: part.reshape(arrays[held].shape) for held, part in zip(names, parts, strict=True)})
+            names = []
+    return result
 
 
 class Watchdog:
@@ -139,6 +151,12 @@ class Watched(Progress):
         self._step()
         if self._rows:
             self._progress.row(row)
+        else:
+            self._progress.end()  # a watchdog further on hears that something has happened
+
+    def begin_at(self, steps: int) -> None:
+        self._step()
+        self._progress.begin_at(steps)
 
     def close(self) -> None:
         self._progress.close()

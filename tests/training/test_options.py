@@ -4,7 +4,8 @@ from dataclasses import fields
 
 import pytest
 
-from mlx_convnextv2.training.options import Options, read_config, write_config
+from mlx_convnextv2.files.yaml_files import write_yaml
+from mlx_convnextv2.training.options import Options, read_config
 
 
 @pytest.mark.parametrize(
@@ -42,7 +43,7 @@ def test_a_file_says_the_same_as_a_program(tmp_path):
     file = tmp_path / "options.yaml"
     file.write_text("epochs: 5\nbatch-size: 16\nfull: true\nlr: 1.0e-3\n")
     assert read_config(file) == {"epochs": 5, "batch_size": 16, "full": True, "lr": 1e-3}
-    write_config(file, Options(epochs=7).to_dict())
+    write_yaml(file, Options(epochs=7).to_dict())
     assert Options.of(read_config(file)) == Options(epochs=7)
 
 
