@@ -16,13 +16,16 @@ from starlette.types import ASGIApp
 from ..inference.classifier import ImageClassifier
 from . import metrics as metrics_module
 from .access import Access
-from .bodies import Bodies, Body
+from .bodies import Bodies, Body, parse
 from .card import describe_model
+from .errors import busy
 from .guard import Guard
 from .limits import Limits
 from .metrics import Metrics
 from .page_files import PAGE_FILES, read_page_file
 from .service import Service
+
+_MOST_PIXELS_AS_THEY_ARE = 2_000_000  # of a picture that is not resized: 24 MB of pixel values
 
 
 def make_app(
@@ -39,14 +42,16 @@ def make_app(
     `GET /` is a page for people; `/info`, `/health` and `/metrics` are for programs. No picture is written to disk.
 
     Args:
-        classifier: its model computes in one thread of the app's own. Its processor's max_pixels becomes the limit's.
+        classifier: its model computes in one thread of the app's own. Its processor's max_pixels becomes the limit's,
+            or less where pictures keep their size, because those that wait are held in float32.
         limits: None takes the defaults.
         access: who may ask; None answers calls to localhost alone, of pages of its own.
         name, card: what the page calls the model, and a text that it shows about it.
     """
     limits = limits or Limits()
     metrics = Metrics()
-    classifier.processor.max_pixels = min(limits.max_pixels, classifier.processor.max_pixels)
+    most = limits.max_pixels if classifier.processor.do_resize else min(limits.max_pixels, _MOST_PIXELS_AS_THEY_ARE)
+    classifier.processor.max_pixels = min(most, classifier.processor.max_pixels)
     service = Service(classifier, limits, metrics)
     endpoints = _Endpoints(service, Bodies(limits), name, card)
     routes = [
@@ -112,6 +117,11 @@ class _Endpoints:
         return Response(service.metrics.text(**gauges), media_type=metrics_module.CONTENT_TYPE)
 
     async def _served(self, request: Request, answer: Callable[[Body], Awaitable[Any]]) -> Any:
-        """The answer to a request's body, within the limits."""
-        with self._service.admitted(), self._bodies.reading() as reader:
-            return await answer(await reader.read(request))
+        """The answer to a body, within the limits. Who is slow to send it takes no place of those who wait."""
+        if self._service.full:
+            raise busy()
+        kind, query = request.headers.get("content-type", ""), dict(request.query_params)
+        with self._bodies.reading() as reader:
+            content = await reader.read(request)
+            with self._service.admitted():
+                return await answer(await self._service.in_thread(lambda: parse(content, kind, query)))

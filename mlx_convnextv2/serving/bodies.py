@@ -50,22 +50,21 @@ class _Reader:
         self._bodies, self._limits = bodies, limits
         self.held = 0
 
-    async def read(self, request: Request) -> Body:
+    async def read(self, request: Request) -> bytes:
         """The whole body.
 
         Raises:
-            RefusedError: it is too large or too slow, too much is held already, or there is no picture in it.
+            RefusedError: it is too large or too slow, or too much is held already.
             DisconnectedError: the client went before its end.
         """
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self._limits.max_body:
             raise self._too_large()
         try:
-            content = await asyncio.wait_for(self._content(request), self._limits.body_seconds)
+            return await asyncio.wait_for(self._content(request), self._limits.body_seconds)
         except asyncio.TimeoutError:
             sentence = f"the body did not come within {self._limits.body_seconds:g} seconds: send it again"
             raise RefusedError(408, sentence, {"Connection": "close"}) from None
-        return parse(content, request.headers.get("content-type", ""), dict(request.query_params))
 
     async def _content(self, request: Request) -> bytes:
         chunks = []

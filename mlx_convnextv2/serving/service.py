@@ -54,11 +54,17 @@ class Service:
         self.draining = False
         self._decoders = ThreadPoolExecutor(min(available_cpus(), _MAX_DECODERS), "mlx_convnextv2 decode")
         self._embed: Callable[[mx.array], mx.array] | None = None
-        self.batcher = Batcher(self._compute, limits.max_batch, limits.max_wait, metrics.saw_batch)
+        # in numpy a batch is its pictures one by one, as many at a time as there are workers
+        most = min(limits.max_batch, getattr(classifier.predict, "workers", limits.max_batch))
+        self.batcher = Batcher(self._compute, most, limits.max_wait, metrics.saw_batch)
 
     @property
     def ready(self) -> bool:
         return self.batcher.alive and not self.draining
+
+    @property
+    def full(self) -> bool:
+        return self.waiting >= self.limits.max_waiting or self.draining
 
     def close(self) -> None:
         self.draining = True
@@ -68,7 +74,7 @@ class Service:
     @contextmanager
     def admitted(self) -> Iterator[None]:
         """A place among those that may be served; a RefusedError where all are taken."""
-        if self.waiting >= self.limits.max_waiting or self.draining:
+        if self.full:
             raise busy()
         self.waiting += 1
         try:
@@ -120,7 +126,7 @@ class Service:
         explanation = self._explanation(prepared, heat_map, logits, index, against)
         if format == "json":
             return explanation, None
-        return explanation, await self._in_thread(lambda: _png(explanation, legend))
+        return explanation, await self.in_thread(lambda: _png(explanation, legend))
 
     def _explanation(
         self, prepared: _Prepared, heat_map: np.ndarray, logits: np.ndarray, index: int, against: int | str
@@ -152,7 +158,7 @@ class Service:
         """What one of the decoding threads makes of a picture."""
         self.batcher.expect(1)
         try:
-            return await self._in_thread(prepare)
+            return await self.in_thread(prepare)
         except (ValueError, OSError) as error:
             message = sentence(error)
             raise RefusedError(413 if "too many pixels" in message else 400, message) from None
@@ -161,7 +167,7 @@ class Service:
         finally:
             self.batcher.expect(-1)
 
-    async def _in_thread(self, function: Callable[[], Outcome]) -> Outcome:
+    async def in_thread(self, function: Callable[[], Outcome]) -> Outcome:
         return await asyncio.get_running_loop().run_in_executor(self._decoders, function)
 
     def _prepare(self, content: bytes) -> _Prepared:

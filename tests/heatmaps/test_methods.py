@@ -11,7 +11,7 @@ from mlx_convnextv2.heatmaps.methods import explain_scores
 from mlx_convnextv2.model.config import SIZES
 from mlx_convnextv2.model.quantization import quantize
 
-LARGE = ("tiny", "base", "large", "huge")
+LARGE = ("pico", "nano", "tiny", "base", "large", "huge")
 
 
 @pytest.fixture(scope="module")

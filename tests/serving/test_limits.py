@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from serving_client import DIGIT, serving
 
-from mlx_convnextv2 import ImageClassifier
+from mlx_convnextv2 import ConvNextImageProcessor, ImageClassifier, load
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.serving.limits import Limits
 
@@ -108,6 +108,27 @@ def test_a_slow_body_is_given_up_and_its_place_is_free_again():
             assert connection.recv(1000).startswith(b"HTTP/1.1 408")
         assert client.post("/", DIGIT).status == 200
         assert metric(client, "held_bytes") == 0
+
+
+def test_slow_bodies_take_no_place_of_those_who_wait():
+    with serving(ImageClassifier(DEMO), Limits(max_waiting=1)) as client:
+        slow = [client.connect() for _ in range(5)]
+        for connection in slow:
+            connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(DIGIT) + DIGIT[:10])
+        until(lambda: metric(client, "held_bytes") == 50)
+        assert client.post("/", DIGIT).status == 200
+        for connection in slow:
+            connection.sendall(DIGIT[10:])
+            assert connection.recv(10_000).startswith(b"HTTP/1.1 200")
+            connection.close()
+
+
+def test_pictures_that_keep_their_size_may_be_no_larger_than_what_is_worth_holding():
+    model, _ = load(DEMO)
+    classifier = ImageClassifier(model, ConvNextImageProcessor(do_resize=False))
+    with serving(classifier) as client:
+        assert client.post("/", png(1000, 1000)).status == 200
+        assert client.post("/", png(2000, 2000)).status == 413
 
 
 def test_a_body_that_is_cut_off_leaves_nothing_behind():
