@@ -74,21 +74,22 @@ async def clients(port: int, count: int, seconds: float, body: bytes) -> list[fl
     return latencies
 
 
-def in_a_loop(folder: str, seconds: float, body: bytes) -> float:
-    """Pictures a second of a process that decodes and classifies them one after another."""
+def in_a_loop(folder: str, seconds: float, body: bytes) -> tuple[float, float]:
+    """Pictures a second, and milliseconds of a core for each, of a process that decodes and classifies one by one."""
     code = f"""
 import io, sys, time
 from mlx_convnextv2 import ImageClassifier
 body = sys.stdin.buffer.read()
 classifier = ImageClassifier({folder!r})
 classifier(io.BytesIO(body))
-start, count = time.perf_counter(), 0
+start, work, count = time.perf_counter(), time.process_time(), 0
 while time.perf_counter() - start < {seconds}:
     classifier(io.BytesIO(body)); count += 1
-print(count / (time.perf_counter() - start))
+print(count / (time.perf_counter() - start), 1000 * (time.process_time() - work) / count)
 """
     result = subprocess.run([sys.executable, "-c", code], input=body, capture_output=True, check=True)
-    return float(result.stdout)
+    rate, cost = map(float, result.stdout.split())
+    return rate, cost
 
 
 class Server:
@@ -103,6 +104,11 @@ class Server:
         """Its memory in MB."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def work(self) -> float:
+        """Milliseconds of a core that it has used."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def stop(self) -> int:
         self.process.terminate()
@@ -159,22 +165,32 @@ def quantile(values: list[float], share: float) -> str:
 def measure_speed(folder: str, seconds: float, body: bytes) -> None:
     server = Server(folder)
     asyncio.run(clients(server.port, 8, 2, body))  # warm
-    rates: dict[int, list[float]] = {count: [] for count in CLIENTS}
+    rates: dict[int, list[float]] = {count: [] for count in (0, *CLIENTS)}  # 0 for the loop
+    costs: dict[int, list[float]] = {count: [] for count in (0, *CLIENTS)}
     latencies: dict[int, list[float]] = {count: [] for count in CLIENTS}
-    loop = []
     for _ in range(ROUNDS):
-        loop.append(in_a_loop(folder, seconds, body))
+        rate, cost = in_a_loop(folder, seconds, body)
+        rates[0].append(rate)
+        costs[0].append(cost)
         for count in CLIENTS:
+            start, work = time.perf_counter(), server.work()
             got = asyncio.run(clients(server.port, count, seconds, body))
-            rates[count].append(len(got) / seconds)
+            rates[count].append(len(got) / (time.perf_counter() - start))
+            costs[count].append((server.work() - work) / len(got))
             latencies[count] += got
     server.stop()
-    print("| clients | median, ms | 95 %, ms | 99 %, ms | pictures/s | to the loop |\n|---:|---:|---:|---:|---:|---:|")
+    print("| clients | median, ms | 95 %, ms | 99 %, ms | pictures/s | to the loop | core time to the loop's |")
+    print("|---:|---:|---:|---:|---:|---:|---:|")
     for count in CLIENTS:
-        ratio = statistics.median(rate / alone for rate, alone in zip(rates[count], loop, strict=True))
         quantiles = " | ".join(quantile(latencies[count], share) for share in (0.5, 0.95, 0.99))
-        print(f"| {count} | {quantiles} | {statistics.median(rates[count]):.1f} | {ratio:.2f} |")
-    print(f"\nThe loop: {statistics.median(loop):.1f} pictures/s", flush=True)
+        speed, cost = ratio(rates[count], rates[0]), ratio(costs[count], costs[0])
+        print(f"| {count} | {quantiles} | {statistics.median(rates[count]):.1f} | {speed:.2f} | {cost:.2f} |")
+    print(f"\nThe loop: {statistics.median(rates[0]):.1f} pictures/s", flush=True)
+
+
+def ratio(values: list[float], beside: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(value / other for value, other in zip(values, beside, strict=True))
 
 
 def measure_storm(folder: str, total: int, body: bytes) -> int:
