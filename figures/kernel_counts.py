@@ -19,7 +19,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from mlx_convnextv2.ops import gpu
+from mlx_convnextv2.ops import gpu, gpu_backward
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from proof import launches, nvrtc
@@ -36,22 +36,37 @@ KINDS = {
 }
 
 
-def calls() -> dict[str, tuple[Callable, tuple[mx.array, ...]]]:
-    """Every kernel, the depthwise one at tiles and channels that differ in what a thread holds."""
-    found: dict[str, tuple[Callable, tuple[mx.array, ...]]] = {}
+def calls() -> dict[tuple[str, ...], tuple[Callable, tuple[mx.array, ...]]]:
+    """Every kernel, those of the gradients last; the depthwise ones where what a thread holds differs."""
+    found: dict[tuple[str, ...], tuple[Callable, tuple[mx.array, ...]]] = {}
     for batch, side, channels in ((8, 56, 96), (1, 14, 384), (8, 28, 384), (1, 7, 2816)):
         x, taps, vector = mx.zeros((batch, side, side, channels)), mx.zeros((7, 7, channels)), mx.zeros(channels)
         per_thread, _, rows, columns = gpu.tile_of(batch, side, side, channels)
         name = f"depthwise_layer_norm_residual, C = {channels}: {rows} x {columns} pixels, {per_thread} channels"
-        found[name] = (
+        found[name,] = (
             lambda x, taps, *v: gpu.depthwise_layer_norm_residual(x, taps, *v, 1e-6, v[0]),
             (x, taps, vector, vector, vector),
         )
     hidden, weight, scale = mx.zeros((1, 3136, 384)), mx.zeros(384), mx.zeros((1, 384))
-    found["gelu_sum_of_squares"] = (gpu.gelu_sum_of_squares, (hidden,))
-    found["sum_of_squares_of_gelu"] = (gpu.sum_of_squares_of_gelu, (hidden,))
-    found["grn_scale"] = (gpu.grn_scale, (mx.zeros((1, 8, 384)), weight))
-    found["gelu_scaled"] = (gpu.gelu_scaled, (hidden, scale))
+    squares = mx.zeros((1, 8, 384))
+    found["gelu_sum_of_squares",] = (gpu.gelu_sum_of_squares, (hidden,))
+    found["sum_of_squares_of_gelu",] = (gpu.sum_of_squares_of_gelu, (hidden,))
+    found["grn_scale",] = (gpu.grn_scale, (squares, weight))
+    found["gelu_scaled",] = (gpu.gelu_scaled, (hidden, scale))
+
+    for side, channels in ((56, 96), (28, 384), (7, 2816)):
+        x, taps, vector = mx.zeros((8, side, side, channels)), mx.zeros((7, 7, channels)), mx.zeros(channels)
+        per_thread, _, rows, columns = gpu_backward.tile_of(8, side, side, channels)
+        name = f"depthwise_norm_gradient, C = {channels}: {rows} x {columns} pixels, {per_thread} channels"
+        found[name,] = (
+            lambda x, taps, v: gpu_backward.depthwise_norm_gradient(x, taps, v, v, x, 1e-6),
+            (x, taps, vector),
+        )
+    found["depthwise_weight_gradient",] = (lambda x: gpu_backward.depthwise_weight_gradient(x, x), (x,))
+    found["gelu_grn_sums", "grn_gradient", "gelu_grn_gradient"] = (
+        lambda hidden, *others: gpu_backward.gelu_grn_gradient(hidden, *others, hidden),
+        (hidden[None], weight, squares),
+    )
     return found
 
 
@@ -77,11 +92,11 @@ def registers(ptx: str) -> tuple[int, int]:
 def main() -> None:
     print(f"| kernel | {' | '.join(KINDS)} | registers | spilled bytes |")
     print(f"|---|{'---:|' * (len(KINDS) + 2)}")
-    for name, (function, inputs) in calls().items():
-        (launch,) = launches(function, *inputs)
-        ptx = nvrtc.compile_to_ptx(nvrtc.cuda_text(launch))
-        cells = (*counts(ptx).values(), *registers(ptx))
-        print(f"| {name} | {' | '.join(map(str, cells))} |")
+    for names, (function, inputs) in calls().items():
+        for name, launch in zip(names, launches(function, *inputs), strict=True):
+            ptx = nvrtc.compile_to_ptx(nvrtc.cuda_text(launch))
+            cells = (*counts(ptx).values(), *registers(ptx))
+            print(f"| {name} | {' | '.join(map(str, cells))} |")
 
 
 if __name__ == "__main__":

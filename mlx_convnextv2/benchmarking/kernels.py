@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from statistics import median
 
 import mlx.core as mx
@@ -14,7 +15,7 @@ from ..inference.composition import plain_block
 from ..inference.gpu_block import FoldedBlock
 from ..model.config import ConvNextV2Config, as_pair
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer
-from ..ops import gpu, plain
+from ..ops import gpu, gpu_backward, plain
 from ..ops.dispatch import choose
 from .findings import KernelCheck, OperationTiming
 from .peers import known
@@ -94,6 +95,7 @@ def check_kernels(model: ConvNextV2ForImageClassification, image_size: int) -> I
     for shape in _stages(model, image_size):
         for name, dtype in DTYPES.items():
             results = {**_check_depthwise(shape, dtype), **_check_gelu_grn(shape, dtype)}
+            results |= {**_check_depthwise_gradient(shape, dtype), **_check_gelu_grn_gradient(shape, dtype)}
             for kernel, (result, expected) in results.items():
                 scale = mx.abs(expected).max()
                 difference = mx.abs(result.astype(mx.float32) - expected).max() / scale
@@ -177,6 +179,41 @@ def _check_gelu_grn(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[
         "grn_scale": (scale, expected_scale),
         "gelu_scaled": (gpu.gelu_scaled(hidden, scale), plain.gelu(exact) * expected_scale[:, None]),
     }
+
+
+def _check_depthwise_gradient(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[mx.array, mx.array]]:
+    channels = shape[-1]
+    arrays = [_random(shape, dtype, 0), _random((channels, 7, 7, 1), dtype, 1) * 0.2]
+    arrays += [_random((channels,), dtype, key) for key in (2, 3, 4)]
+    cotangent = _random(shape, dtype, 8)
+    gradient: Callable[..., tuple[mx.array, ...]] = partial(gpu_backward.depthwise_layer_norm_gradient, eps=1e-6)
+    ours = gradient(*arrays, cotangent)
+    expected = _plain_gradients(partial(plain.depthwise_layer_norm, eps=1e-6), arrays, cotangent)
+    of_x, of_weight, of_bias, of_norm_weight, of_norm_bias = zip(ours, expected, strict=True)
+    return {
+        "depthwise_norm_gradient": of_norm_weight,
+        "  its bias": of_norm_bias,
+        "  and the input's": of_x,
+        "depthwise_weight_gradient": of_weight,
+        "  and the bias": of_bias,
+    }
+
+
+def _check_gelu_grn_gradient(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[mx.array, mx.array]]:
+    batch, height, width, channels = shape
+    hidden = _random((batch, height, width, 4 * channels), dtype, 6) * 2
+    weight, bias = (_random((1, 1, 1, 4 * channels), dtype, key) for key in (7, 9))
+    cotangent = _random(tuple(hidden.shape), dtype, 8)
+    squares = gpu.sum_of_squares_of_gelu(hidden.reshape(batch, height * width, -1))
+    ours = gpu_backward.gelu_grn_gradient(hidden, weight, squares, cotangent)
+    expected = _plain_gradients(plain.gelu_grn, [hidden, weight, bias], cotangent)
+    names = "gelu_grn_gradient", "grn_gradient", "gelu_grn_sums"
+    return dict(zip(names, zip(ours, expected, strict=True), strict=True))
+
+
+def _plain_gradients(function: Callable[..., mx.array], arrays: list[mx.array], cotangent: mx.array) -> list[mx.array]:
+    """In float32, of the same rounded arrays."""
+    return mx.vjp(function, [array.astype(mx.float32) for array in arrays], [cotangent.astype(mx.float32)])[1]
 
 
 def _stages(model: ConvNextV2ForImageClassification, image_size: int) -> Iterator[tuple[int, int, int, int]]:

@@ -21,7 +21,10 @@ Function = Callable[[mx.array], mx.array]
 def compose(
     model: ConvNextV2ForImageClassification | ConvNextV2Model, blocks: Sequence[Sequence[Function]], pooled: bool
 ) -> Function:
-    """From pixel_values (N, H, W, C) to logits (N, num_labels), or to the pooled output; `blocks` are each stage's."""
+    """From pixel_values (N, H, W, C) to logits (N, num_labels), or to the pooled output.
+
+    `blocks` are each stage's. What lies between them is plain MLX.
+    """
     body, classifier = body_and_classifier(model, pooled)
     stages = [(stage.downsampling_layer, own) for stage, own in zip(body.encoder.stages, blocks, strict=True)]
 
@@ -35,7 +38,17 @@ def compose(
         pooler_output = body.pool(hidden_states)  # (N, H, W, C) -> (N, C)
         return pooler_output if classifier is None else classifier(pooler_output)  # (N, C) -> (N, num_labels)
 
-    return predict
+    return in_plain_mlx(predict)
+
+
+def in_plain_mlx(function: Function) -> Function:
+    """The function with all operations of `ops.dispatch` in MLX's own."""
+
+    def run(x: mx.array) -> mx.array:
+        with dispatch.path("plain"):
+            return function(x)
+
+    return run
 
 
 def compiled(predict: Function) -> Function:
@@ -52,8 +65,4 @@ def compiled(predict: Function) -> Function:
 def plain_block(layer: ConvNextV2Layer) -> Function:
     """The block in MLX's own operations, (N, H, W, C) -> (N, H, W, C), without drop path in training mode too."""
 
-    def block(hidden_states: mx.array) -> mx.array:
-        with dispatch.path("plain"):
-            return hidden_states + layer.branch(hidden_states)
-
-    return block
+    return in_plain_mlx(lambda hidden_states: hidden_states + layer.branch(hidden_states))

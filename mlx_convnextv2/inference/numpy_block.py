@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ..model.convnextv2 import (
     ConvNextV2Layer,
 )
 from ..ops.activations import activate
+from ..ops.numpy_depthwise import RADIUS, depthwise_conv2d
+from ..ops.numpy_parts import as_numpy
 from ..ops.plain import FLOAT32_TINY
-from ..runtime.forks import check_not_forked
 from ..runtime.threads import for_each, scratch
 from .folds import bias_behind
 
-RADIUS = 3  # of the depthwise convolution
-KERNEL = 2 * RADIUS + 1
-LOOP = 512  # elements that an inner loop should have to be worth its start
-
 Rows = tuple[int, int]  # first and one past the last
-
-
-def as_numpy(array: mx.array) -> np.ndarray:
-    """The values in float32: the array's own memory where they are float32 already, else a copy."""
-    if array.dtype != mx.float32:
-        check_not_forked()
-    return np.ascontiguousarray(np.array(array.astype(mx.float32), copy=False))
 
 
 def dense_weight(layer: nn.Module) -> np.ndarray:
@@ -39,24 +27,6 @@ def dense_weight(layer: nn.Module) -> np.ndarray:
         how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         return as_numpy(mx.dequantize(layer.weight, layer.scales, layer.biases, **how))
     return as_numpy(layer.weight)
-
-
-def depthwise_conv2d(padded: np.ndarray, kernel: np.ndarray, out: np.ndarray) -> None:
-    """(H + 6, W + 6, C), the image in a border of zeros -> (H, W, C); kernel (7, 7, C)."""
-    height, width, channels = out.shape
-    # A loop runs over the channels of `columns` neighbouring positions, with the kernel repeated for each.
-    columns = min(width, ceil(LOOP / channels))
-    repeated = np.tile(kernel, columns)  # (7, 7, columns * C)
-    whole = width - width % columns
-    row, column, element = padded.strides
-    for first, last, step in ((0, whole, columns), (whole, width, width - whole)):
-        if first == last:
-            continue
-        # The axes: rows and columns of the kernel, rows of the image, steps along a row, step * C elements.
-        shape = (height, (last - first) // step, step * channels)
-        windows = as_strided(padded[:, first:], (KERNEL, KERNEL, *shape), (row, column, row, step * column, element))
-        part = as_strided(out[:, first:], shape, (out.strides[0], step * out.strides[1], element))
-        np.einsum("yxhwc,yxc->hwc", windows, repeated[:, :, : step * channels], out=part)
 
 
 def normalize(x: np.ndarray, eps: float) -> None:

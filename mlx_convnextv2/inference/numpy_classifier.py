@@ -33,6 +33,7 @@ from ..model.convnextv2 import (
     ConvNextV2Stage,
     body_and_classifier,
 )
+from ..model.layers import Linear, PatchConv2d, projects_patches
 from ..runtime.numpy_blas import find_blas
 from ..runtime.threads import MAX_WORKERS, available_cpus, for_each, scratch
 from .numpy_block import RADIUS, Block, LayerNorm, PatchProjection, Rows, as_numpy, dense_weight
@@ -152,16 +153,11 @@ def supports(model: nn.Module) -> bool:
         and all({"weight", "bias"} <= module.keys() for module in modules if isinstance(module, _AFFINE))
         and all(block.act is ACT2FN[model.config.hidden_act] for block in blocks)
         and all(
-            _projects_patches(module)
+            projects_patches(module)
             for module in modules
             if isinstance(module, nn.Conv2d) and not any(module is other for other in depthwise)
         )
     )
-
-
-def _projects_patches(convolution: nn.Conv2d) -> bool:
-    form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
-    return form == (convolution.weight.shape[1:3], (0, 0), 1, 1)
 
 
 _AFFINE = (nn.LayerNorm, nn.Conv2d, nn.Linear, nn.QuantizedLinear)
@@ -178,6 +174,8 @@ _KNOWN = {
     nn.LayerNorm,
     nn.Conv2d,
     nn.Linear,
+    Linear,
+    PatchConv2d,
     nn.QuantizedLinear,
     nn.Identity,
 }

@@ -16,6 +16,7 @@ from typing import TypeVar
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..ops import dispatch
 from ..runtime.forks import check_not_forked
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -50,11 +51,33 @@ def draw_weights(model: nn.Module, std: float) -> None:
     mx.eval(model.parameters())
 
 
+class Linear(nn.Linear):
+    """`nn.Linear`, by a path of `ops`."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return dispatch.linear(x, self.weight, self.bias) if "bias" in self else super().__call__(x)
+
+
+class PatchConv2d(nn.Conv2d):
+    """`nn.Conv2d`, by a path of `ops` as long as patches do not overlap: its stride is the size of its kernel."""
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if "bias" in self and projects_patches(self):
+            return dispatch.patch_conv2d(x, self.weight, self.bias)
+        return super().__call__(x)
+
+
+def projects_patches(convolution: nn.Conv2d) -> bool:
+    """Whether it is a product of separate patches with its weight."""
+    form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
+    return form == (convolution.weight.shape[1:3], (0, 0), 1, 1)
+
+
 def linear(inputs: int, outputs: int) -> nn.Linear:
     """`nn.Linear`."""
     if wants_weights():
-        return nn.Linear(inputs, outputs)
-    layer = _without_constructor(nn.Linear)
+        return Linear(inputs, outputs)
+    layer = _without_constructor(Linear)
     layer.weight = mx.zeros((outputs, inputs))
     layer.bias = mx.zeros((outputs,))
     return layer
@@ -68,10 +91,11 @@ def conv2d(
     padding: int = 0,
     groups: int = 1,
 ) -> nn.Conv2d:
-    """`nn.Conv2d`."""
+    """`nn.Conv2d`, a `PatchConv2d` where its form is that."""
+    layer_class = PatchConv2d if (stride, padding, groups) == (kernel, 0, 1) else nn.Conv2d
     if wants_weights():
-        return nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups)
-    layer = _without_constructor(nn.Conv2d)
+        return layer_class(inputs, outputs, kernel, stride, padding, groups=groups)
+    layer = _without_constructor(layer_class)
     layer.weight = mx.zeros((outputs, *kernel, inputs // groups))
     layer.bias = mx.zeros((outputs,))
     layer.stride, layer.padding, layer.dilation, layer.groups = stride, (padding, padding), 1, groups

@@ -1,7 +1,7 @@
 """The hot operations of the block, each computed by the path that `choose` names.
 
-Plain MLX is in `plain`, and `gpu` has kernels of our own for Metal and CUDA. Where the path is "numpy", `inference`
-computes whole models, and single operations are plain.
+Plain MLX is in `plain`; `gpu` and `gpu_backward` have kernels of our own for Metal and CUDA. Where the path is
+"numpy", `inference` computes whole models; single operations, which training needs, are in the files `numpy_*`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 
-from . import gpu, plain
+from . import gpu, plain, trainable
 
 PATHS = ("auto", "plain", "kernel", "numpy")
 _KERNEL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
@@ -60,8 +60,8 @@ def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
     MLX_CONVNEXTV2_OPS. Else the rule is:
 
     - on a GPU "kernel", for float32, float16 and bfloat16 and at most `gpu.MOST_CHANNELS` channels;
-    - on a CPU under Linux "numpy", where MLX's own operations are scalar; it computes whole models in inference, so
-      that single operations are plain there;
+    - on a CPU under Linux "numpy", where MLX's own operations are scalar: whole models in inference, single
+      operations elsewhere, but for what is traced and so has no values yet, which is plain;
     - else "plain".
 
     Matrix products, the strided convolutions and what happens once a stage are MLX's own on a GPU: they move their
@@ -87,49 +87,62 @@ def depthwise_layer_norm(
 ) -> mx.array:
     """`plain.depthwise_layer_norm`, by the path that `choose` names. Differentiable on every path."""
     plain_form, arrays = partial(plain.depthwise_layer_norm, eps=eps), (x, weight, bias, norm_weight, norm_bias)
-    if choose(x.dtype, x.shape[-1]) != "kernel":
-        return plain_form(*arrays)
-    return _by_kernel("depthwise_layer_norm", _depthwise_layer_norm_kernel(eps), plain_form, *arrays)
+    path = choose(x.dtype, x.shape[-1])
+    if path == "kernel":
+        return _by_kernel("depthwise_layer_norm", trainable.depthwise_layer_norm_by_kernel(eps), plain_form, *arrays)
+    if path == "numpy" and _have_values(*arrays):
+        return trainable.depthwise_layer_norm_in_numpy(eps)(*arrays)[0]
+    return plain_form(*arrays)
 
 
 def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """`plain.gelu_grn`, by the path that `choose` names. Differentiable on every path."""
-    if choose(x.dtype, x.shape[-1] // 4) != "kernel":
-        return plain.gelu_grn(x, weight, bias)
-    return _by_kernel("gelu_grn", _gelu_grn_kernel, plain.gelu_grn, x, weight, bias)
+    path = choose(x.dtype, x.shape[-1] // 4)
+    if path == "kernel":
+        return _by_kernel("gelu_grn", trainable.gelu_grn_by_kernel, plain.gelu_grn, x, weight, bias)
+    if path == "numpy" and _have_values(x, weight, bias):
+        return trainable.gelu_grn_in_numpy(x, weight, bias)[0]
+    return plain.gelu_grn(x, weight, bias)
+
+
+def linear(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """`plain.linear`, in numpy where `choose` names that. Differentiable on every path."""
+    if choose(x.dtype, x.shape[-1]) == "numpy" and _have_values(x, weight, bias):
+        return trainable.linear_in_numpy(x, weight, bias)[0]
+    return plain.linear(x, weight, bias)
+
+
+def patch_conv2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """`plain.patch_conv2d`, in numpy where `choose` names that. Differentiable on every path."""
+    if choose(x.dtype, x.shape[-1]) != "numpy" or not _have_values(x, weight, bias):
+        return plain.patch_conv2d(x, weight, bias)
+    outputs, height, width, channels = weight.shape
+    rows, columns = x.shape[1] // height, x.shape[2] // width
+    patches = x[:, : rows * height, : columns * width].reshape(len(x), rows, height, columns, width, channels)
+    patches = patches.swapaxes(2, 3).reshape(len(x), rows, columns, height * width * channels)
+    return linear(patches, weight.reshape(outputs, -1), bias)
 
 
 def _by_kernel(name: str, kernel: Any, plain_form: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
     """By the kernel, or by its plain form where nobody asked for kernels and this one is wrong on this device."""
     from . import trust  # here, where it is needed
 
-    is_trusted = asked() is not None or trust.is_right(name, kernel, plain_form, arrays)
-    return (kernel if is_trusted else plain_form)(*arrays)
+    def by_kernel(*arrays: mx.array) -> mx.array:
+        return kernel(*arrays)[0]
+
+    is_trusted = asked() is not None or trust.is_right(name, by_kernel, plain_form, arrays)
+    return (by_kernel if is_trusted else plain_form)(*arrays)
 
 
-def with_plain_gradient(kernel: Callable[..., mx.array], plain_form: Callable[..., mx.array]) -> Any:
-    """A function of arrays that runs a kernel forwards, and backwards the gradient of the plain form it equals."""
-    function = mx.custom_function(kernel)
+def _have_values(*arrays: mx.array) -> bool:
+    """Whether numpy can compute with these now: not while a function is traced, when arrays have no values yet.
 
-    @function.vjp
-    def gradient(primals: Any, cotangent: mx.array, _: Any) -> Any:
-        return tuple(mx.vjp(plain_form, list(primals), [cotangent])[1])
-
-    return function
-
-
-@cache
-def _depthwise_layer_norm_kernel(eps: float) -> Any:
-    def kernel(x: mx.array, weight: mx.array, bias: mx.array, norm_weight: mx.array, norm_bias: mx.array) -> mx.array:
-        return gpu.depthwise_layer_norm(x, gpu.tap_major(weight), bias, norm_weight, norm_bias, eps)
-
-    return with_plain_gradient(kernel, partial(plain.depthwise_layer_norm, eps=eps))
-
-
-def _gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    hidden = x.reshape(x.shape[0], -1, x.shape[-1])  # (N, H, W, D) -> (N, H * W, D)
-    scale = gpu.grn_scale(gpu.sum_of_squares_of_gelu(hidden), weight.reshape(-1))
-    return gpu.gelu_scaled(hidden, scale).reshape(x.shape) + bias  # (N, H * W, D) -> (N, H, W, D)
-
-
-_gelu_grn_kernel = with_plain_gradient(_gelu_grn, plain.gelu_grn)
+    So `mx.compile`, `mx.vmap` and exports get plain MLX, which an exported graph can hold.
+    """
+    if any(array.dtype not in _KERNEL_DTYPES or array.size == 0 for array in arrays):
+        return False
+    try:
+        mx.eval(*arrays)
+    except ValueError:
+        return False
+    return True

@@ -18,6 +18,20 @@ def depthwise_layer_norm(
     return mx.fast.layer_norm(x, norm_weight, norm_bias, eps)
 
 
+def linear(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    return mx.addmm(bias, x, weight.T)
+
+
+def patch_conv2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
+    """A convolution without padding, its stride the size of its kernel.
+
+    x (N, H, W, C), weight (O, h, w, C), bias (O,) -> (N, H // h, W // w, O).
+    """
+    _, height, width, _ = weight.shape
+    return mx.conv2d(x, weight, stride=(height, width)) + bias
+
+
 def gelu(x: mx.array) -> mx.array:
     """The exact GELU, x * Phi(x) (Hendrycks and Gimpel 2016, arXiv:1606.08415). Any shape, kept; dtype kept."""
     return x * (1 + mx.erf(x * 0.5**0.5)) * 0.5

@@ -257,6 +257,7 @@ def machine() -> dict[str, str]:
 def _digest() -> str:
     """Of the kernels' text and of what launches them."""
     folder = files(__package__)
-    texts = [*(folder / "kernels").iterdir(), folder / "gpu.py", folder / "candidates.py"]
+    launchers = (folder / name for name in ("gpu.py", "gpu_backward.py", "candidates.py", "trainable.py"))
+    texts = [*(folder / "kernels").iterdir(), *launchers]
     contents = sorted((text.name, text.read_bytes()) for text in texts if text.is_file())
     return hashlib.sha256(repr(contents).encode()).hexdigest()

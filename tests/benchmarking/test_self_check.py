@@ -33,6 +33,7 @@ def test_right_kernels_pass_for_every_shape_and_dtype_of_the_model(demo) -> None
     stages = len(demo.config.hidden_sizes)
     names = {check.kernel for check in checks}
     assert {"depthwise_layer_norm_residual", "gelu_sum_of_squares", "grn_scale", "gelu_scaled"} <= names
+    assert {"depthwise_norm_gradient", "depthwise_weight_gradient", "gelu_grn_gradient"} <= names
     assert len(checks) == stages * 3 * len(names)
     assert all(check.passed for check in checks)
     assert "WRONG" not in table(checks)

@@ -3,8 +3,7 @@
 // For a = |x| it is max(x, 0) - a * (1 - Phi(a)), and the tail 1 - Phi(a) is exp(-a * a / 2) times a smooth function of
 // a, here a polynomial in 1 / (1 + 0.35 * a) (the form of Abramowitz and Stegun 7.1.26): no branch, and the small
 // values left of zero keep their relative precision. The coefficients are a fit of the least largest relative error.
-FUNCTION float gelu(float x) {
-  const float a = magnitude(x);
+FUNCTION float normal_tail(float a, float exponential_part) {
   const float u = 1.0f / multiply_add(0.35f, a, 1.0f);
   float tail = -0.029145985f;
   tail = multiply_add(tail, u, 0.143971962f);
@@ -15,6 +14,10 @@ FUNCTION float gelu(float x) {
   tail = multiply_add(tail, u, 0.119832825f);
   tail = multiply_add(tail, u, 0.139861875f);
   tail = multiply_add(tail, u, 0.139621404f);
-  tail *= u * exponential(-0.5f * a * a);
-  return x < 16.0f ? larger(x, 0.0f) - a * tail : x;  // so that infinity and NaN stay
+  return tail * (u * exponential_part);
+}
+
+FUNCTION float gelu(float x) {
+  const float a = magnitude(x);
+  return x < 16.0f ? larger(x, 0.0f) - a * normal_tail(a, exponential(-0.5f * a * a)) : x;  // so that infinity and NaN stay
 }
