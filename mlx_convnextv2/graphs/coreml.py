@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr
@@ -32,6 +33,7 @@ SUFFIX = ".mlpackage"
 PROGRAM = Kind("a Core ML program", (("Manifest.json",), (PROGRAM_FILE,)))
 DTYPES = ("float16", "float32")
 MAX_BATCH = 4096
+_NOT_WRITTEN = ("FileWriter", "filesystem error")  # what coremltools says where a disk is full
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def export_coreml(
     config = ct.ClassifierConfig(labels, predicted_probabilities_output="probabilities") if batches == [1] else None
     with new_folder(path, overwrite, PROGRAM) as folder:
         package = folder / f"program{SUFFIX}"
-        spec = _write(ct, program, package, takes, config)
+        spec = _write(ct, program, package, path, takes, config)
         _describe(spec, processor, shape, name, licence, "" if config else json.dumps(labels, ensure_ascii=False))
         for child in package.iterdir():
             child.rename(folder / child.name)
@@ -159,7 +161,7 @@ def write_logits_program(
     from . import coreml_program
 
     program = coreml_program.logits_program(model, shape, dtype)
-    _write(ct, program, Path(file), ct.TensorType("pixel_values", shape=tuple(shape)), None)
+    _write(ct, program, Path(file), Path(file), ct.TensorType("pixel_values", shape=tuple(shape)), None)
 
 
 def coremltools() -> Any:
@@ -181,23 +183,31 @@ def _input(ct: Any, batches: Sequence[int], channels: int, shape: tuple[int, int
     return ct.TensorType("pixels", shape=shapes[0] if len(shapes) == 1 else ct.EnumeratedShapes(shapes))
 
 
-def _write(ct: Any, program: Any, package: Path, takes: Any, classifier_config: Any) -> Any:
-    """Write the package, and return its specification."""
+def _write(ct: Any, program: Any, package: Path, target: Path, takes: Any, classifier_config: Any) -> Any:
+    """Write the package, and return its specification; errors speak of the target."""
     from .coreml_program import TARGET
 
-    with redirect_stderr(io.StringIO()):  # progress bars of the smallest steps
-        written = ct.convert(
-            program,
-            source="milinternal",
-            convert_to="mlprogram",
-            inputs=[takes],
-            classifier_config=classifier_config,
-            compute_precision=ct.precision.FLOAT32,  # the types are chosen already
-            pass_pipeline=ct.PassPipeline.EMPTY,  # and so are the operations
-            minimum_deployment_target=TARGET,
-            skip_model_load=True,
-            package_dir=str(package),
-        )
+    try:
+        with redirect_stderr(io.StringIO()):  # progress bars of the smallest steps
+            written = ct.convert(
+                program,
+                source="milinternal",
+                convert_to="mlprogram",
+                inputs=[takes],
+                classifier_config=classifier_config,
+                compute_precision=ct.precision.FLOAT32,  # the types are chosen already
+                pass_pipeline=ct.PassPipeline.EMPTY,  # and so are the operations
+                minimum_deployment_target=TARGET,
+                skip_model_load=True,
+                package_dir=str(package),
+            )
+    except RuntimeError as error:
+        if any(word in str(error) for word in _NOT_WRITTEN):  # not why; weights go to the temporary folder first
+            places = f"there or in {tempfile.gettempdir()}"
+            raise OSError(f"{target} cannot be written, most likely for lack of space {places} ({error})") from None
+        if "BlobWriter" in str(error):
+            raise ImportError("this coremltools cannot write weights: use a Python that it has a wheel for") from None
+        raise
     return written.get_spec()
 
 
@@ -210,7 +220,7 @@ def _describe(
     """
     metadata = spec.description.metadata
     metadata.shortDescription = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
-    metadata.author = "The model: Woo, Debnath, Hu, Chen, Liu, Kweon and Xie. The program: mlx_convnextv2"
+    metadata.author = "The architecture: Woo, Debnath, Hu, Chen, Liu, Kweon and Xie. The program: mlx_convnextv2"
     metadata.license = weights_terms(licence)
     metadata.versionString = __version__
     advice, option = _advice(processor, shape)

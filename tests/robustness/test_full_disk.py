@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import resource
 import shutil
 import signal
@@ -20,12 +21,20 @@ WRITERS: dict[str, Callable[[Path], int]] = {
     "convert": lambda out: convert.main(["--hf-path", str(DEMO), "--mlx-path", str(out), "--dtype", "float16"]),
     "quantize": lambda out: convert.main(["--hf-path", str(DEMO), "--mlx-path", str(out), "-q", "--q-bits", "8"]),
 }
+if importlib.util.find_spec("coremltools"):
+    WRITERS["Core ML"] = lambda out: export.main(
+        ["--demo", "--format", "coreml", "--output", str(out.with_suffix(".mlpackage"))]
+    )
+if importlib.util.find_spec("onnx"):
+    WRITERS["ONNX"] = lambda out: export.main(["--demo", "--format", "onnx", "--output", str(out)])
 # Inside the header or the weights, and where the weights are whole and what comes after them is not.
 BYTES = {
     "export": (0, 100, 50_000, 200_000),
     "export over another": (100, 200_000),
     "convert": (0, 1_000, 50_000),
     "quantize": (0, 100_000),
+    "Core ML": (1_000, 100_000),
+    "ONNX": (0, 100_000),
 }
 
 
