@@ -94,15 +94,11 @@ def export_coreml(
     """
     path = Path(path).expanduser()
     compress = check_program(path, batches=batches, dtype=dtype, q_bits=q_bits, q_mode=q_mode, overwrite=overwrite)
-    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
-        raise ValueError(f"{name} has no classification head, so that a program could not name what an image shows")
-    channels = len(processor.image_mean)
-    if channels != model.config.num_channels:
-        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
+    height, width, channels = input_shape(model, processor, name)
     ct = coremltools()
     from . import coreml_program
 
-    batches, shape = sorted(set(batches)), input_shape(model, processor)
+    batches, shape = sorted(set(batches)), (height, width)
     takes = _input(ct, batches, channels, shape)
     options: dict[str, Any] = {"features": features, "dtype": dtype, "compress": compress}
     program = coreml_program.classifying_program(model, processor, takes.name, batches, shape, **options)

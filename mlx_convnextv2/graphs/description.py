@@ -24,11 +24,20 @@ FORMAT_VERSION = 1
 PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
-def input_shape(model: ConvNextV2ForImageClassification, processor: ImageProcessor) -> tuple[int, int]:
-    """Height and width of the images that the model is given."""
-    if processor.do_resize:
-        return processor.size["shortest_edge"], processor.size["shortest_edge"]
-    return as_pair(model.config.image_size)
+def input_shape(model: ConvNextV2ForImageClassification, processor: ImageProcessor, name: str) -> tuple[int, int, int]:
+    """Height, width and channels of the images that a classifier of this name is given.
+
+    Raises:
+        ValueError: the model classifies nothing, or the processor makes images of other channels than it takes.
+    """
+    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
+        raise ValueError(f"{name} has no classification head, so that an export could not name what an image shows")
+    channels = len(processor.image_mean)
+    if channels != model.config.num_channels:
+        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
+    side = processor.size["shortest_edge"]
+    height, width = (side, side) if processor.do_resize else as_pair(model.config.image_size)
+    return height, width, channels
 
 
 def weights_dtype(model: ConvNextV2ForImageClassification) -> str:

@@ -151,7 +151,8 @@ def _write_coreml(order: _Order) -> list[str]:
     check_program(order.output, **options)
     options |= {"features": order.features, "name": order.name}
     model, processor, licence = _load(order)
-    return [order.wrote(export_coreml(model, processor, order.output, licence=licence, **options))]
+    program = export_coreml(model, processor, order.output, licence=licence, **options)
+    return [order.wrote(program), *_dequantized(order, model, program.dtype)]
 
 
 def _write_onnx(order: _Order) -> list[str]:
@@ -168,7 +169,14 @@ def _write_onnx(order: _Order) -> list[str]:
     check_onnx(order.output, **options)
     options |= {"features": order.features, "name": order.name}
     model, processor, licence = _load(order)
-    return [order.wrote(export_onnx(model, processor, order.output, licence=licence, **options))]
+    written = export_onnx(model, processor, order.output, licence=licence, **options)
+    return [order.wrote(written), *_dequantized(order, model, written.dtype)]
+
+
+def _dequantized(order: _Order, model: Any, dtype: str) -> list[str]:
+    if order.quantize or "quantization" not in model.config.extra:
+        return []
+    return [f"The checkpoint's quantized weights are {dtype} here: -q stores them in fewer bits, the format's own way."]
 
 
 def _load(order: _Order) -> tuple[Any, Any, str | None]:

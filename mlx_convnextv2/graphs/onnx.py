@@ -87,16 +87,11 @@ def export_onnx(
     """
     path = Path(path).expanduser()
     check_onnx(path, input=input, dtype=dtype, q_bits=q_bits, overwrite=overwrite)
-    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
-        raise ValueError(f"{name} has no classification head, so that a graph could not name what an image shows")
-    channels = len(processor.image_mean)
-    if channels != model.config.num_channels:
-        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
+    shape = input_shape(model, processor, name)
     from . import onnx_graph
 
-    shape = input_shape(model, processor)
     options: dict[str, Any] = {"input": input, "features": features, "dtype": dtype, "quantized": q_bits is not None}
-    graph = onnx_graph.classifying_graph(model, processor, shape, **options)
+    graph = onnx_graph.classifying_graph(model, processor, shape[:2], **options)
     graph.doc_string = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
     outputs = tuple(output.name for output in graph.graph.output)
     description = {
@@ -106,8 +101,8 @@ def export_onnx(
         "opset": onnx_graph.OPSET,
         "weights_dtype": dtype,
         "quantized": q_bits is not None,
-        "input": {"name": "pixels", "dtype": input, "shape": ["batch", *shape, channels], "layout": "NHWC"},
-        "preprocessing": preprocessing(processor, (*shape, channels)),
+        "input": {"name": "pixels", "dtype": input, "shape": ["batch", *shape], "layout": "NHWC"},
+        "preprocessing": preprocessing(processor, shape),
         "outputs": list(outputs),
         "labels": class_labels(model.config),
         "licence": weights_terms(licence),
@@ -120,7 +115,7 @@ def export_onnx(
         onnx_graph.write(graph, folder / ONNX_FILE, metadata)
         write_json(folder / DESCRIPTION_FILE, description)
         size = sum(file.stat().st_size for file in folder.iterdir())
-    return ONNXModel(path, size, dtype, q_bits is not None, input, (*shape, channels), outputs, onnx_graph.OPSET)
+    return ONNXModel(path, size, dtype, q_bits is not None, input, shape, outputs, onnx_graph.OPSET)
 
 
 def check_onnx(

@@ -63,17 +63,12 @@ def export_model(
         ValueError: the model has no head, a batch is not a number of 1 to 4096, the path is not in UTF-8, or the graph
             differs from the model.
     """
-    if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
-        raise ValueError(f"{name} has no classification head, so that a graph of it could not name what an image shows")
+    height, width, channels = input_shape(model, processor, name)
     if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
         raise ValueError(f"batches must be whole numbers of at least 1 and at most {MAX_BATCH}, not {list(batches)!r}")
     if any("\ud800" <= character <= "\udfff" for character in str(Path(path).absolute())):
         raise ValueError(f"{path} is not in UTF-8, in which MLX names its files: choose another folder")
     batches = sorted(set(batches))
-    height, width = input_shape(model, processor)
-    channels = len(processor.image_mean)
-    if channels != model.config.num_channels:
-        raise ValueError(f"{name} takes {model.config.num_channels} channels and its processor makes {channels}")
     # The exporter writes each weight's memory as it lies, transposed or not, and of an unevaluated one what makes it.
     model.update(tree_map(mx.contiguous, model.parameters()))
     mx.eval(model.parameters())

@@ -95,7 +95,8 @@ def test_a_checkpoint_of_any_kind_is_exported(folder: str, request, tmp_path: Pa
         save(model, source, ConvNextImageProcessor(size=32))
     else:
         source = request.getfixturevalue(folder)
-    export(source, tmp_path / "Small.mlpackage", format="coreml", dtype="float32")
+    written = export(source, tmp_path / "Small.mlpackage", format="coreml", dtype="float32")
+    assert ("quantized weights are float32 here" in str(written)) == (folder == "quantized")
     model, processor = load(source)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     mean, std = np.float32(processor.image_mean), np.float32(processor.image_std)
