@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +17,13 @@ from .output import RESULTS_FILE, results
 from .state import STATE_FILE, TrainingState, load_state, save_state
 
 RUN_FILE = "run.json"
+_SUFFIX = ".run"
 
 
 def run_folder(output: str | os.PathLike[str]) -> Path:
     """Where a run is kept until its checkpoint is written: `output` with ".run" at its end."""
     path = Path(output).expanduser().absolute()
-    return path.with_name(f"{path.name}.run")
+    return path.with_name(f"{path.name}{_SUFFIX}")
 
 
 def is_unfinished(output: str | os.PathLike[str]) -> bool:
@@ -66,9 +68,13 @@ class RunFolder:
         return load_state(self.path) if (self.path / STATE_FILE).is_file() else None
 
     def remove(self) -> None:
-        """Remove what a run has put here, and the folder if nothing else is in it."""
+        """Take away what a run has put here, at once, and the folder if nothing else is in it."""
+        ours = all(_is_ours(entry.name) for entry in self.path.iterdir())
+        if ours:  # under a name that the next writer of the checkpoint would clear away
+            name = self.path.name.removesuffix(_SUFFIX)
+            self.path = self.path.rename(self.path.with_name(f".{name}.{secrets.token_hex(4)}.partial"))
         _clear(self.path)
-        if not any(self.path.iterdir()):
+        if ours:
             self.path.rmdir()
 
 
@@ -125,6 +131,10 @@ def _check_free(path: Path, overwrite: bool) -> None:
 
 def _clear(path: Path) -> None:
     for entry in list(path.iterdir()):
-        name = entry.name.lstrip(".")
-        if name in (RUN_FILE, RESULTS_FILE, STATE_FILE) or name.endswith((f".{STATE_FILE}", ".partial")):
+        if _is_ours(entry.name):
             entry.unlink(missing_ok=True)
+
+
+def _is_ours(name: str) -> bool:
+    name = name.lstrip(".")
+    return name in (RUN_FILE, RESULTS_FILE, STATE_FILE) or name.endswith((f".{STATE_FILE}", ".partial"))
