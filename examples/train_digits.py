@@ -75,7 +75,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", required=True, help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the folder if it is a checkpoint")
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     train(args.epochs, args.seed, args.output, args.overwrite)

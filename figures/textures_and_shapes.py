@@ -23,14 +23,16 @@ from mlx_convnextv2.training import train
 SIZES = ((48, 48), (64, 48), (80, 96))  # (width, height) of the pictures
 TEXTURES = ("stripes", "checks", "dots", "rings")
 SHAPES = ("circle", "square", "triangle", "cross")
+# For pictures of 32 pixels, which the recipe for photos would change beyond recognition.
+GENTLE = {"augment": "none", "erase": 0.0, "crop_scale": 0.7, "label_smoothing": 0.1, "batch_size": 16, "lr": 1e-3}
 
 
 def texture(name: str, size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """A pattern from -1 to 1, (H, W), turned by any angle, of any wave length and place."""
+    """A pattern from -1 to 1, (H, W), turned a little, of any wave length and place."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]] - np.array(size[::-1])[:, None, None] * random.uniform(
         0.2, 0.8, (2, 1, 1)
     )
-    angle, wave = random.uniform(0, np.pi), 2 * np.pi / random.uniform(7, 16)
+    angle, wave = random.uniform(-0.3, 0.3), 2 * np.pi / random.uniform(9, 14)
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
     if name == "stripes":
         return np.sin(wave * u)
@@ -42,10 +44,10 @@ def texture(name: str, size: tuple[int, int], random: np.random.RandomState) -> 
 
 
 def shape(name: str, size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """One filled shape from -1 to 1, (H, W), of any size and place, and turned by any angle."""
+    """One filled shape from -1 to 1, (H, W), of any size and place, and turned a little."""
     canvas = Image.new("L", size, 0)
     draw = ImageDraw.Draw(canvas)
-    radius = min(size) * random.uniform(0.2, 0.42)
+    radius = min(size) * random.uniform(0.28, 0.42)
     x, y = (random.uniform(radius, side - radius) for side in size)
     if name == "circle":
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
@@ -59,7 +61,7 @@ def shape(name: str, size: tuple[int, int], random: np.random.RandomState) -> np
                 *((-arm, -1), (-arm, -arm), (-1, -arm), (-1, arm), (-arm, arm), (-arm, 1)),
             ],
         }[name]
-        angle = random.uniform(0, 2 * np.pi)
+        angle = random.uniform(-0.3, 0.3)
         turned = [(np.cos(angle) * a - np.sin(angle) * b, np.sin(angle) * a + np.cos(angle) * b) for a, b in corners]
         draw.polygon([(x + radius * a * 0.8, y + radius * b * 0.8) for a, b in turned], fill=255)
     return np.asarray(canvas) / 127.5 - 1
@@ -68,8 +70,8 @@ def shape(name: str, size: tuple[int, int], random: np.random.RandomState) -> np
 def picture(name: str, size: tuple[int, int], random: np.random.RandomState) -> Image.Image:
     """A texture or a shape in colours of its own, with noise."""
     pattern = (texture if name in TEXTURES else shape)(name, size, random)
-    middle, strength = random.uniform(90, 165, 3), random.uniform(25, 80, 3) * random.choice((-1, 1))
-    pixels = middle + pattern[..., None] * strength + random.normal(0, random.uniform(4, 16), (*pattern.shape, 3))
+    middle, strength = random.uniform(90, 165, 3), random.uniform(40, 90, 3)
+    pixels = middle + pattern[..., None] * strength + random.normal(0, random.uniform(4, 10), (*pattern.shape, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
@@ -93,10 +95,7 @@ def main() -> int:
         root = Path(args.keep or temporary)
         data = write_pictures(root / "pictures", args.count)
         print("| trained | top-1 | validation loss | seconds |\n|---|---|---|---|")
-        for name, options in (
-            ("the head alone", {}),
-            ("all weights", {"full": True, "lr": 2e-3, "epochs": args.epochs}),
-        ):
+        for name, options in (("the head alone", {}), ("all weights", {"full": True, "epochs": args.epochs, **GENTLE})):
             begun = time.monotonic()
             best = train(data, DEMO, root / name.replace(" ", "-"), **options).best
             print(

@@ -1,9 +1,11 @@
 """Whole runs: folders in, a checkpoint out, and what is said on the way."""
 
 import csv
+import io
 import json
 import re
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +16,8 @@ from PIL import Image
 
 from mlx_convnextv2 import ConvNextV2Config, ImageClassifier, load, train as command
 from mlx_convnextv2.classify import main as classify
-from mlx_convnextv2.training import Options, Progress, resume, train
+from mlx_convnextv2.training import Options, Progress, Row, resume, train
+from mlx_convnextv2.training.bars import Bars
 from mlx_convnextv2.training.options import read_config
 from mlx_convnextv2.training.recipe import published
 
@@ -379,3 +382,25 @@ def test_the_page_on_training_says_commands_that_exist_and_the_recipe_as_it_is()
         assert rows["mixup / CutMix"][column] == f"{authors.mixup:g} / {authors.cutmix:.1f}".replace("0 / 0.0", "0 / 0")
         assert rows["layer decay"][column].startswith(f"{authors.layer_decay:g} a ")
         assert ("group" in rows["layer decay"][column]) == (authors.layer_groups == "group")
+
+
+def test_a_terminal_shows_loss_and_rate_and_a_line_for_each_epoch(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    lines = []
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    bars = Bars(lines.append)
+    bars.begin("epoch 1/2", 64)
+    bars.advance(32, loss=1.25, lr=1e-3)
+    time.sleep(0.15)  # tqdm draws ten times a second
+    bars.advance(32, loss=1.5, lr=1e-3)
+    bars.row(Row(1, 1.375, 1.0, 0.5, 0.75, lr=1e-3, seconds=2.0))
+    bars.close()
+    shown = sys.stderr.getvalue()
+    for words in ("epoch 1/2", "loss 1.", "lr 1.0e-03", "images/s"):
+        assert words in shown
+    assert [str(line) for line in lines] == [
+        "epoch   1  train loss 1.3750  val loss 1.0000  top-1 50.00%  top-5 75.00%  lr 1.00e-03  2.0 s"
+    ]
