@@ -28,6 +28,12 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return ((scores > own) | ((scores == own) & before)).sum(axis=1)
 
 
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """The logarithms of the probabilities, without the rounding to 0 of a small one; over the last axis."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
 def best_classes(scores: np.ndarray, k: int) -> np.ndarray:
     """The k classes with the highest scores, the highest first, of equal ones the lower index: (K,) -> (k,).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,11 @@ _NAMED = 30  # classes whose names fit beside the matrix
 _COUNTED = 15  # classes whose counts fit into it
 _ROWS = 125  # of the matrix, where there are more classes
 _NAME = 20  # characters of a label
+# For letters that matplotlib's own font lacks: of macOS, Windows and Linux.
+_MORE_FONTS = (
+    *("Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Malgun Gothic"),
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei"),
+)
 
 
 def check(file: Path) -> None:
@@ -34,15 +40,19 @@ def drawn(findings: Findings, kind: str) -> bytes:
     """Three panels as the bytes of a file of this kind: "png", "svg" or "pdf"."""
     import matplotlib
     from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
+    from matplotlib.font_manager import get_font_names
 
+    installed = set(get_font_names())
     style: Any = {
+        "font.family": ["DejaVu Sans", *(name for name in _MORE_FONTS if name in installed)],
         "axes.spines.top": False,
         "axes.spines.right": False,
         "font.size": 10,
         "axes.titlesize": 11,
         "text.parse_math": False,  # a label may have dollars in it
     }
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it becomes a box; the page has it
         side = 6.0 + 0.12 * min(len(findings.labels), _NAMED)
         figure: Any = Figure(figsize=(4.4 + side, side), layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=[4.4, side])

@@ -17,7 +17,7 @@ from ..messages import sentence
 from .evaluation import Evaluation
 from .findings import TOP, Failure
 from .matching import match_folders
-from .metrics import best_classes, label_ranks
+from .metrics import best_classes, label_ranks, log_softmax
 from .splits import find_images
 
 # Called after each image with how many are done, how many there are, and how many answers are right.
@@ -96,7 +96,7 @@ def _gather(
                 answers[index] = best_classes(probabilities, top)
                 scores[index] = probabilities[answers[index]]
                 target_scores[index] = probabilities[target]
-                losses[index] = _cross_entropy(logits, target)
+                losses[index] = -log_softmax(logits.astype(np.float64))[target]
                 ranks[index] = label_ranks(probabilities[None], targets[index : index + 1])[0]
                 answered[index] = True
                 right += ranks[index] == 0
@@ -118,9 +118,3 @@ def _gather(
         seconds=time.perf_counter() - start,
         **about,
     )
-
-
-def _cross_entropy(logits: np.ndarray, target: int) -> float:
-    """-log of the softmax at the target, without the rounding to 0 of a probability: (K,) -> nats."""
-    shifted = logits.astype(np.float64) - logits.max()
-    return float(np.log(np.exp(shifted).sum()) - shifted[target])

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..evaluation.metrics import log_softmax
 from ..runtime.numpy_blas import find_blas
-from .metrics import log_softmax, score
+from .metrics import score
 from .progress import Progress, Row
 
 # From strong to weak. Each solution starts the next.

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..evaluation.metrics import label_ranks
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+from ..evaluation.metrics import label_ranks, log_softmax
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:

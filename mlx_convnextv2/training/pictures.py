@@ -55,6 +55,8 @@ def draw_curves(rows: Sequence[Row], best: Row) -> bytes:
         if by_penalty:
             axes.set_xscale("log")
             axes.invert_xaxis()
+        else:
+            axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend()
     buffer = io.BytesIO()

@@ -107,23 +107,27 @@ def make_recipe(options: Options, config: ConvNextV2Config, images: int, process
         ValueError: the batch cannot be divided among the processes and by `accumulate`.
     """
     authors = published(config)
-    parts = processes * options.accumulate
-    if options.batch_size % parts:
-        raise ValueError(
-            f"batch_size {options.batch_size} cannot be divided into {processes} processes x {options.accumulate} "
-            f"parts (accumulate): make it a multiple of {parts}"
-        )
-    batch = min(options.batch_size, images // parts * parts)
-    if not batch:
-        raise ValueError(f"{images} images are fewer than {parts}, the parts of a batch: lower accumulate")
-    steps_per_epoch = images // batch
-    steps = steps_per_epoch * options.epochs
-    lr = authors.lr * math.sqrt(batch / _AUTHORS_BATCH) if options.lr is None else options.lr
-    warmup = authors.warmup * options.epochs if options.warmup_epochs is None else options.warmup_epochs
 
     def chosen(name: str) -> Any:
         value = getattr(options, name)
         return getattr(authors, name) if value is None else value
+
+    parts = processes * options.accumulate
+    in_pairs = parts > 1 and bool(chosen("mixup") or chosen("cutmix"))  # mixed neighbours stay in one part
+    unit = 2 * parts if in_pairs else parts
+    if options.batch_size % unit:
+        raise ValueError(
+            f"batch_size {options.batch_size} cannot be divided into {processes} processes x {options.accumulate} "
+            f"parts (accumulate){' of pairs of images, which are mixed' if in_pairs else ''}: make it a multiple of "
+            f"{unit}"
+        )
+    batch = min(options.batch_size, images // unit * unit)
+    if not batch:
+        raise ValueError(f"{images} images are fewer than {unit}, the least that a batch can have: lower accumulate")
+    steps_per_epoch = images // batch
+    steps = steps_per_epoch * options.epochs
+    lr = authors.lr * math.sqrt(batch / _AUTHORS_BATCH) if options.lr is None else options.lr
+    warmup = authors.warmup * options.epochs if options.warmup_epochs is None else options.warmup_epochs
 
     return Recipe(
         batch_size=batch,

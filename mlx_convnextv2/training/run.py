@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -146,10 +147,13 @@ def _run(
             check_writable(plan.output)
     if plan.upload_repo is not None:
         check_repo_id(plan.upload_repo)
-    if not options.full:
-        warn_of_unused(options)
-    splits = find_splits(plan.data, options.val_split, options.seed)
     with ExitStack() as stack:
+        if world.rank > 0:  # the first process warns for all of them
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        if not options.full:
+            warn_of_unused(options)
+        splits = find_splits(plan.data, options.val_split, options.seed)
         watchdog = Watchdog(options.watchdog)
         if world.size > 1:
             stack.enter_context(watchdog.watch())

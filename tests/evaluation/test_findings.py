@@ -164,6 +164,14 @@ def test_the_plot_is_a_picture_of_its_kind(tmp_path, classes, suffix):
         assert 500 < height < 2500
 
 
+@pytest.mark.filterwarnings("error:Glyph")
+def test_a_name_in_letters_that_no_font_has_is_drawn_without_a_word(tmp_path):
+    pytest.importorskip("matplotlib")
+    found = answered(tmp_path, np.eye(2), [0, 1], labels=["犬", "\U00013080"])
+    found.write(plot=tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+
+
 def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=re.escape('pip install "mlx-convnextv2[benchmark]"')):

@@ -70,6 +70,15 @@ def test_a_batch_must_be_divisible_among_processes_and_parts():
         recipe_of("atto", images=5, batch_size=32, accumulate=8)
 
 
+def test_a_part_of_a_batch_that_is_mixed_has_whole_pairs():
+    """Else its last image would stay unmixed, and the losses would not be those of the batch in one part."""
+    assert recipe_of("tiny", images=30, batch_size=32, accumulate=2).batch_size == 28
+    assert recipe_of("tiny", images=30, batch_size=32, accumulate=2, mixup=0, cutmix=0).batch_size == 30
+    assert recipe_of("tiny", images=29, batch_size=32).batch_size == 29
+    with pytest.raises(ValueError, match=r"batch_size 6 cannot be .* pairs .*: make it a multiple of 4"):
+        recipe_of("tiny", batch_size=6, processes=2)
+
+
 def test_the_average_begins_short():
     assert average_decay(0.9999, 1) == pytest.approx(2 / 11)
     assert average_decay(0.9999, 10**6) == 0.9999

@@ -19,6 +19,8 @@ from mlx_convnextv2.classify import main as classify
 from mlx_convnextv2.training import Options, Progress, Row, resume, train
 from mlx_convnextv2.training.bars import Bars
 from mlx_convnextv2.training.options import read_config
+from mlx_convnextv2.training.pictures import draw_curves
+from mlx_convnextv2.training.progress import Row
 from mlx_convnextv2.training.recipe import published
 
 FULL = {"full": True, "epochs": 2, "batch_size": 8}
@@ -295,6 +297,18 @@ def test_curves_and_confusions_are_drawn_where_matplotlib_is_there(photos, mlx_f
     train(photos, mlx_folder, tmp_path / "out")
     for name in ("results.png", "confusion_matrix.png"):
         assert Image.open(tmp_path / "out" / name).width > 500
+
+
+def test_epochs_on_the_axis_are_whole(monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure")
+    ticks = []
+    monkeypatch.setattr(
+        figure.Figure, "savefig", lambda self, *_, **__: ticks.extend(t for a in self.axes for t in a.get_xticks())
+    )
+    rows = [Row(epoch, 1.0, 1.0, 0.5, 0.5) for epoch in range(3)]
+    draw_curves(rows, rows[1])
+    assert ticks
+    assert all(tick == round(tick) for tick in ticks)
 
 
 def test_without_matplotlib_there_are_no_pictures(photos, mlx_folder, tmp_path, monkeypatch, pictures):

@@ -50,8 +50,10 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batches(photos, mlx_
         assert result.returncode == 0, result.stderr
     alone, together = (losses(tmp_path / f"{count}") for count in (1, 2))
     np.testing.assert_allclose(together, alone, rtol=1e-4)
-    # one of them tells, and writes
+    # one of them tells, warns and writes
     assert results[1].stdout.count("epoch   2") == 1
+    assert results[1].stdout.count("3 classes, validation top-1") == 1
+    assert results[1].stderr.count("left out, because they cannot be read") == 1
     assert sorted(path.name for path in (tmp_path / "2").iterdir()) == sorted(
         path.name for path in (tmp_path / "1").iterdir()
     )
