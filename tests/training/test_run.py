@@ -20,7 +20,6 @@ from mlx_convnextv2.training import Options, Progress, Row, resume, train
 from mlx_convnextv2.training.bars import Bars
 from mlx_convnextv2.training.options import read_config
 from mlx_convnextv2.training.pictures import draw_curves
-from mlx_convnextv2.training.progress import Row
 from mlx_convnextv2.training.recipe import published
 
 FULL = {"full": True, "epochs": 2, "batch_size": 8}
