@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..images.decode import open_image
+from ..images.decode import MAX_PIXELS, open_image
 from . import colors
 from .geometry import Box
 from .legend import draw_legend
@@ -39,7 +39,8 @@ def overlay(
         raise ValueError(f"a heat map must be finite numbers of the shape (h, w), not of {values.shape}")
     strongest = float(np.abs(values).max()) if scale is None else float(scale)
     heat = Image.fromarray(values / (strongest or 1.0))
-    grey = open_image(picture, "L")
+    limit = picture.width * picture.height if isinstance(picture, Image.Image) else MAX_PIXELS  # it is decoded already
+    grey = open_image(picture, "L", limit)
     image = Image.new("RGB", grey.size)
     rows = max(1, _BAND_PIXELS // grey.width)
     for top in range(0, grey.height, rows):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from ..images.decode import open_image
+from ..images.decode import MAX_PIXELS, open_image
 from ..inference.classifier import ImageClassifier, softmax
 from ..messages import printable, sentence
 from ..runtime.prefetch import map_ahead
@@ -30,7 +31,7 @@ class Explanation:
     image: as it was given. label, index: what is explained. score: its probability. against: "mean", another label, or
     None. value: what the map explains, the label's logit less what it is compared with. heat_map: (h, w) float32.
     box: left, top, right, bottom of what the map covers, in pixels of the upright picture, whose (width, height) is
-    `size`.
+    `size`. max_pixels: the reader's limit.
     """
 
     image: Any
@@ -42,6 +43,7 @@ class Explanation:
     heat_map: np.ndarray | None = None
     box: Box = (0.0, 0.0, 0.0, 0.0)
     size: tuple[int, int] = (0, 0)
+    max_pixels: int = field(default=MAX_PIXELS, repr=False)
     error: ValueError | OSError | None = None
 
     def legend(self) -> str:
@@ -72,7 +74,8 @@ class Explanation:
         """
         if self.error is not None or self.heat_map is None:
             raise self.error or ValueError("there is no heat map to draw")
-        return overlay(again(self.image), self.heat_map, self.box, legend=self.legend() if legend else None)
+        picture = open_image(again(self.image), "L", self.max_pixels)
+        return overlay(picture, self.heat_map, self.box, legend=self.legend() if legend else None)
 
 
 def explain_images(
@@ -88,7 +91,8 @@ def explain_images(
 
     Args:
         classifier: the model, its processor and its batch size.
-        images: paths, folders, binary file objects, PIL images or uint8 arrays (H, W, C).
+        images: paths, folders, binary file objects, PIL images or uint8 arrays (H, W, C). Those of a list go in
+            batches and are read ahead; those of an iterator are taken one by one.
         label, against, layer, method: as for `explain`, the same for all pictures.
 
     Raises:
@@ -100,12 +104,18 @@ def explain_images(
     against = against if against in (None, "mean") else find_label(names, against)
     if label is not None and label == against:
         raise ValueError(f"the label {printable(names[label])} cannot be compared with itself: choose another one")
-    return _explain_images(classifier, images, label, against, layer, method)
+    if not isinstance(images, list | tuple):  # which may be a camera: its pictures are taken and answered one by one
+        return _explain_images(classifier, images, 1, 1, label, against, layer, method)
+    opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
+    workers = available_cpus() if len(set(opened)) == len(opened) else 1  # two may not read one open file at once
+    return _explain_images(classifier, images, workers, classifier.batch_size, label, against, layer, method)
 
 
 def _explain_images(
     classifier: ImageClassifier,
     images: Iterable[Any],
+    workers: int,
+    batch_size: int,
     label: int | None,
     against: int | str | None,
     layer: str | None,
@@ -120,8 +130,7 @@ def _explain_images(
             _fill(classifier, [result for result, _ in readable], pixel_values, label, against, layer, method)
         return results
 
-    workers = available_cpus()
-    ahead = classifier.batch_size + workers
+    ahead = batch_size + workers if batch_size > 1 else 1
     prepared = map_ahead(
         lambda result: _prepare(classifier, result),
         (_take(image) for image, _ in named_pictures(images)),
@@ -136,7 +145,7 @@ def _explain_images(
                 yield from explained(waiting)
                 waiting = []
             waiting.append((result, array))
-            if len(waiting) == classifier.batch_size:
+            if len(waiting) == batch_size:
                 yield from explained(waiting)
                 waiting = []
         yield from explained(waiting)
@@ -158,7 +167,7 @@ def _prepare(classifier: ImageClassifier, result: Explanation) -> tuple[Explanat
     try:
         mode = "L" if len(processor.image_mean) == 1 else "RGB"
         picture = open_image(again(result.image), mode, processor.max_pixels)
-        result.size = picture.size
+        result.size, result.max_pixels = picture.size, processor.max_pixels
         array = processor.preprocess(picture)
         if any(side < least for side, least in zip(array.shape, config.min_image_shape, strict=False)):
             height, width = config.min_image_shape

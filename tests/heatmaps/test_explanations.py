@@ -59,6 +59,25 @@ def test_pictures_of_different_sizes_are_explained_where_none_is_resized(small_m
     assert "too small: the model needs 32 x 32" in str(results[3].error)
 
 
+def test_a_raised_limit_of_pixels_counts_for_drawing_too(classifier, monkeypatch, photo):
+    monkeypatch.setattr("mlx_convnextv2.heatmaps.drawing.MAX_PIXELS", 100)
+    (result,) = explain_images(classifier, [photo])
+    assert result.draw().size == photo.size
+    result.max_pixels = 100
+    with pytest.raises(ValueError, match="too many pixels"):
+        result.draw()
+
+
+def test_one_open_picture_may_be_there_twice_and_an_iterator_is_taken_one_by_one(classifier, folder):
+    with Image.open(folder / "a.png") as picture:
+        maps = [result.heat_map for result in explain_images(classifier, [picture] * 5)]
+    assert max(np.abs(maps[0] - one).max() for one in maps) < 1e-5
+    asked = []
+    results = explain_images(classifier, (asked.append(i) or folder / "a.png" for i in range(3)))
+    next(results)
+    assert asked == [0]
+
+
 def test_an_open_file_is_read_once_and_can_still_be_drawn(classifier, photo):
     file = io.BytesIO()
     photo.save(file, "PNG")
