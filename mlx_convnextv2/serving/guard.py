@@ -60,6 +60,8 @@ class Guard:
         exchange = _Exchange(headers, receive, send, self._extra_headers(headers.get("origin")))
         try:
             self._access.check(scope["method"], scope["path"], headers)
+            if exchange.unread and scope["method"] != "POST":  # which would be read on and on behind the answer
+                raise RefusedError(400, f"a {cut(printable(scope['method']), 20)} has no body")
             if scope["method"] == "OPTIONS" and self._access.is_foreign(headers.get("origin")):
                 await exchange.answer(204, b"", _PREFLIGHT)
             else:
@@ -112,12 +114,12 @@ class _Exchange:
 
     def __init__(self, headers: Headers, receive: Receive, send: Send, extra: list[tuple[bytes, bytes]]):
         self._receive, self._send, self._extra = receive, send, extra
-        self._unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self.unread = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
         self.status = 0
 
     async def receive(self) -> Message:
         message = await self._receive()
-        self._unread = self._unread and message["type"] == "http.request" and message.get("more_body", False)
+        self.unread = self.unread and message["type"] == "http.request" and message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
@@ -129,7 +131,7 @@ class _Exchange:
     async def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         """The whole answer. The rest of the body is read for a moment, for a connection that is reset loses it."""
         given = {"Content-Type": "application/json", "Content-Length": str(len(content)), "Cache-Control": "no-store"}
-        given |= {**headers, "Connection": "close"} if self._unread else headers
+        given |= {**headers, "Connection": "close"} if self.unread else headers
         encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()]
         await self.send({"type": "http.response.start", "status": status, "headers": encoded})
         await self.send({"type": "http.response.body", "body": content, "more_body": True})
@@ -138,5 +140,5 @@ class _Exchange:
         await self.send({"type": "http.response.body", "body": b""})
 
     async def _read_on(self) -> None:
-        while self._unread:
+        while self.unread:
             await self.receive()

@@ -101,6 +101,19 @@ def test_a_picture_that_lies_about_its_data_is_a_bad_request():
             assert client.post("/", body).status == 400
 
 
+@pytest.mark.parametrize("path", [b"GET /health", b"POST /elsewhere", b"PUT /"])
+def test_a_body_that_nobody_reads_does_not_go_on_for_ever(path):
+    def send_without_end(connection):
+        while True:
+            connection.sendall(b"1000\r\n" + b"x" * 0x1000 + b"\r\n")
+            time.sleep(0.001)
+
+    with serving(ImageClassifier(DEMO)) as client, client.connect() as connection:
+        connection.sendall(path + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            send_without_end(connection)
+
+
 def test_a_slow_body_is_given_up_and_its_place_is_free_again():
     with serving(ImageClassifier(DEMO), Limits(body_seconds=0.3, max_waiting=1)) as client:
         with client.connect() as connection:
