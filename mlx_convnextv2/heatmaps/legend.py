@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..images.fonts import label_font
 from ..messages import printable
 from . import colors
 
@@ -15,7 +16,7 @@ _PAPER, _INK = (24, 24, 24), (245, 245, 245)
 def draw_legend(image: Image.Image, text: str) -> None:
     """Write at the bottom of an RGB image, in place: the text, cut to fit, and if there is room what colours mean."""
     size = min(max(min(image.size) // 22, _SMALLEST), _LARGEST)
-    font = _font(size)
+    font = label_font(size)
     padding = size // 3
     height = min(size + 2 * padding, image.height)
     strip = Image.new("RGB", (image.width, height), _PAPER)
@@ -52,10 +53,3 @@ def _fitted(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, text: str, 
         label = label.rstrip("…")[:-1].rstrip()
         label = f"{label}…" if label else ""
     return f"{label}{gap}{score}" if label else score
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise OSError("this Pillow has no FreeType, so it cannot write a legend: install Pillow's own wheel")
-    return font

@@ -67,12 +67,10 @@ def slices(size: int, count: int = 1) -> list[slice]:
 
 def sum_by_image(parts: Sequence[Part], values: Iterable[np.ndarray], batch: int) -> np.ndarray:
     """values (n, D) of each part -> (N, D)."""
-    total: np.ndarray | None = None
-    for (images, _), value in zip(parts, values, strict=True):
-        if total is None:
-            total = np.zeros((batch, value.shape[1]), np.float32)
+    sums = list(values)
+    total = np.zeros((batch, sums[0].shape[1]), np.float32)
+    for (images, _), value in zip(parts, sums, strict=True):
         total[images] += value
-    assert total is not None
     return total
 
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 from ..checkpoints.processor import ConvNextImageProcessor
 from ..files import output_files
 from ..images.class_folders import ClassFolders, find_splits
-from ..messages import printable
+from ..images.fonts import label_font
+from ..messages import cut, printable
 from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 from .augment import Augmentation
@@ -27,6 +28,7 @@ from .recipe import Recipe, make_recipe
 from .start import Start, open_start
 
 _CAPTION, _GAP = 14, 4  # pixels
+_CAPTION_MOST = 40  # characters
 _MOST = 64  # images of a picture
 
 
@@ -124,8 +126,11 @@ def _as_picture(values: np.ndarray, processor: ConvNextImageProcessor) -> Image.
 
 
 def _sheet(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
-    """The pictures in rows, each above its caption."""
-    width, height = pictures[0].width + _GAP, pictures[0].height + _CAPTION + _GAP
+    """The pictures in rows, each above its caption, in cells wide enough for it."""
+    font = label_font(_CAPTION - 3)
+    captions = [cut(printable(caption), _CAPTION_MOST) for caption in captions]
+    widest = max(math.ceil(font.getlength(caption)) for caption in captions)
+    width, height = max(pictures[0].width, widest) + _GAP, pictures[0].height + _CAPTION + _GAP
     columns = max(1, round(math.sqrt(len(pictures) * 1.4 * height / width)))
     rows = math.ceil(len(pictures) / columns)
     sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
@@ -133,5 +138,5 @@ def _sheet(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
     for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = (i % columns) * width + _GAP, (i // columns) * height + _GAP
         sheet.paste(picture, (left, top))
-        draw.text((left, top + picture.height), printable(caption)[: picture.width // 6], fill="black")
+        draw.text((left, top + picture.height), caption, "black", font)
     return sheet

@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config
 from mlx_convnextv2.heatmaps import overlay
 from mlx_convnextv2.heatmaps.geometry import covered_box, seen_box
-from mlx_convnextv2.heatmaps.legend import _fitted, _font
+from mlx_convnextv2.heatmaps.legend import _fitted
+from mlx_convnextv2.images.fonts import label_font
 
 
 def is_tinted(image):
@@ -107,7 +108,7 @@ def test_what_is_no_map_is_a_sentence(wrong):
 
 
 def test_a_label_too_long_is_cut_and_its_score_stays():
-    draw, font = ImageDraw.Draw(Image.new("RGB", (10, 10))), _font(10)
+    draw, font = ImageDraw.Draw(Image.new("RGB", (10, 10))), label_font(10)
     text = _fitted(draw, font, "a label that goes on and on\x1b[2J  12.3%", 80)
     assert text.endswith("…  12.3%")
     assert draw.textlength(text, font) <= 80
