@@ -11,15 +11,12 @@ import json
 import logging
 import os
 import tempfile
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
-from ..checkpoints.model_card import weights_terms
 from ..files.atomic_folder import Kind, check_target, new_folder
 from ..files.names import PROGRAM_FILE
 from ..images.processor import ImageProcessor
@@ -27,7 +24,8 @@ from ..messages import short
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from ..model.labels import class_labels
 from .compression import Compression, compression
-from .description import PILLOW_FILTERS, input_shape
+from .coreml_metadata import describe, distinct
+from .description import input_shape
 
 SUFFIX = ".mlpackage"
 PROGRAM = Kind("a Core ML program", (("Manifest.json",), (PROGRAM_FILE,)))
@@ -102,12 +100,12 @@ def export_coreml(
     takes = _input(ct, batches, channels, shape)
     options: dict[str, Any] = {"features": features, "dtype": dtype, "compress": compress}
     program = coreml_program.classifying_program(model, processor, takes.name, batches, shape, **options)
-    labels = _distinct(class_labels(model.config))
+    labels = distinct(class_labels(model.config))
     config = ct.ClassifierConfig(labels, predicted_probabilities_output="probabilities") if batches == [1] else None
     with new_folder(path, overwrite, PROGRAM) as folder:
         package = folder / f"program{SUFFIX}"
         spec = _write(ct, program, package, path, takes, config)
-        _describe(spec, processor, shape, name, licence, "" if config else json.dumps(labels, ensure_ascii=False))
+        describe(spec, processor, shape, name, licence, "" if config else json.dumps(labels, ensure_ascii=False))
         for child in package.iterdir():
             child.rename(folder / child.name)
         package.rmdir()
@@ -205,56 +203,3 @@ def _write(ct: Any, program: Any, package: Path, target: Path, takes: Any, class
             raise ImportError("this coremltools cannot write weights: use a Python that it has a wheel for") from None
         raise
     return written.get_spec()
-
-
-def _describe(
-    spec: Any, processor: ImageProcessor, shape: tuple[int, int], name: str, licence: str | None, labels: str
-) -> None:
-    """Fill in what Xcode shows: the description, the licence, and how an image is to be prepared.
-
-    `labels` are those of the probabilities where the program itself does not name them.
-    """
-    metadata = spec.description.metadata
-    metadata.shortDescription = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
-    metadata.author = "The architecture: Woo, Debnath, Hu, Chen, Liu, Kweon and Xie. The program: mlx_convnextv2"
-    metadata.license = weights_terms(licence)
-    metadata.versionString = __version__
-    advice, option = _advice(processor, shape)
-    metadata.userDefined["imageCropAndScaleOption"] = option
-    metadata.userDefined["preprocessing"] = json.dumps(processor.to_dict())
-    if labels:
-        metadata.userDefined["labels"] = labels
-    else:
-        metadata.userDefined["com.apple.coreml.model.preview.type"] = "imageClassifier"
-    described = {
-        "image": advice,
-        "pixels": f"Pixels of 0 to 255, (images, channels, {shape[0]}, {shape[1]}). {advice}",
-        "classLabel": "The likeliest label.",
-        "classLabel_probs": "The probability of each label.",
-        "probabilities": "The probability of each of the metadata's labels.",
-        "embedding": "The pooled features, for search or for a classifier of your own.",
-    }
-    for feature in [*spec.description.input, *spec.description.output]:
-        feature.shortDescription = described[feature.name]
-
-
-def _advice(processor: ImageProcessor, shape: tuple[int, int]) -> tuple[str, str]:
-    """How an image becomes the program's input, in words, and Vision's option that is that or comes closest."""
-    height, width = shape
-    if not processor.do_resize:
-        return f"{width} x {height} pixels, cut out as the model was trained.", "centerCrop"
-    filter_name = PILLOW_FILTERS[processor.resample]
-    if squeezed := processor.resizes_to_square():
-        cut = "" if squeezed == width else f", of which the middle {width} x {height}"
-        return f"The image squeezed to {squeezed} x {squeezed} ({filter_name}){cut}; Vision: scaleFill.", "scaleFill"
-    return (
-        f"The image with its short side resized to {processor.short_side()} ({filter_name}), and of that the middle "
-        f"{width} x {height}. Vision's centerCrop is close: it resizes the short side to {width}.",
-        "centerCrop",
-    )
-
-
-def _distinct(labels: Sequence[str]) -> list[str]:
-    """Labels as keys: ones that occur more than once, as two of ImageNet's do, with their class's number."""
-    counts = Counter(labels)
-    return [label if counts[label] == 1 else f"{label} ({index})" for index, label in enumerate(labels)]
