@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import io
 import os
 import re
@@ -98,6 +99,7 @@ class Server:
     def __init__(self, folder: str):
         command = [sys.executable, "-m", "mlx_convnextv2.serve", "--model", folder, "--port", "0"]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        atexit.register(self.process.kill)
         self.port = int(re.search(r":(\d+) \(", self.process.stdout.readline())[1])
 
     def resident(self) -> float:

@@ -74,12 +74,11 @@ def serve(
             card = _read_card(Path(model))
             model = ImageClassifier(model, dtype=dtype, revision=revision)
         app = make_app(model, limits, access, name=name, card=card)
-        number = listener.getsockname()[1]
-        on_start(f"http://{f'[{host}]' if ':' in host else host}:{number}")
-        asyncio.run(make_server(app, limits).serve(sockets=[listener]))
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+        asyncio.run(make_server(app, limits, lambda: on_start(address)).serve(sockets=[listener]))
 
 
-def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
+def make_server(app: ASGIApp, limits: Limits, on_start: Callable[[], None] = lambda: None) -> uvicorn.Server:
     """uvicorn's server for an app of `make_app`, with what of the limits an app cannot enforce."""
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what matters, Guard logs
     config = uvicorn.Config(
@@ -96,7 +95,7 @@ def make_server(app: ASGIApp, limits: Limits) -> uvicorn.Server:
         h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
         backlog=_BACKLOG,
     )
-    return _Server(config)
+    return _Server(config, on_start)
 
 
 def _read_card(folder: Path) -> str:
@@ -110,6 +109,14 @@ def _read_card(folder: Path) -> str:
 
 class _Server(uvicorn.Server):
     """uvicorn's server, for which a signal is a wish to stop rather than an end of the process."""
+
+    def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]):
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_start()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
