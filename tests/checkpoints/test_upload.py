@@ -46,19 +46,17 @@ def convert_and_upload(run, env, source, out, repo: str) -> str:
     return line
 
 
-def test_an_upload_that_is_refused_blames_the_token_and_keeps_the_folder(hub, env, run, hf_folder, tmp_path):
+def test_an_upload_that_fails_keeps_the_folder_and_blames_the_token_where_it_is_refused(
+    hub, env, run, hf_folder, tmp_path
+):
     hub.upload_token = "another"
-    line = convert_and_upload(run, env, hf_folder, tmp_path / "out", "somebody/small")
-    assert "HF_TOKEN" in line
-    assert (tmp_path / "out" / "model.safetensors").is_file()
-
-
-def test_an_upload_that_fails_otherwise_does_not_blame_the_token(hub, env, run, hf_folder, tmp_path):
-    hub.upload_status = 409
-    line = convert_and_upload(run, env, hf_folder, tmp_path / "out", "somebody/small")
+    assert "HF_TOKEN" in convert_and_upload(run, env, hf_folder, tmp_path / "refused", "somebody/small")
+    hub.upload_token, hub.upload_status = "hf_secret", 409
+    line = convert_and_upload(run, env, hf_folder, tmp_path / "failed", "somebody/small")
     assert "409" in line
     assert "HF_TOKEN" not in line
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    for name in ("refused", "failed"):
+        assert (tmp_path / name / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("repo", ["not a repo", "a/b/c", "somebody/"])

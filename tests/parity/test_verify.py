@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from checkpoint_files import change  # noqa: E402
 from conftest import SMALL  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from source_keys import original_key  # noqa: E402
@@ -17,7 +18,9 @@ from mlx_convnextv2.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from mlx_convnextv2.conversion.convert import convert  # noqa: E402
 from mlx_convnextv2.conversion.verify import TOLERANCES, verify  # noqa: E402
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
+
+FORMATS = ["mlx", "huggingface"]
 
 
 @pytest.fixture(scope="module")
@@ -42,49 +45,26 @@ def source(request, theirs, tmp_path):
     return tmp_path / "source.pt", "plain PyTorch"
 
 
-@pytest.mark.filterwarnings("ignore:.*images are prepared")
+@pytest.mark.parametrize("to", FORMATS)
 @pytest.mark.parametrize("dtype", list(TOLERANCES))
-def test_a_conversion_passes(source, tmp_path, dtype):
+def test_a_conversion_passes(source, tmp_path, dtype, to):
     path, reference = source
-    verification = convert(path, tmp_path / "out", dtype=dtype, verify=True).verification
+    verification = convert(path, tmp_path / "out", dtype=dtype, to=to, verify=True).verification
     assert verification.reference == reference
     assert verification.passed
     assert verification.tolerance == TOLERANCES[dtype]
     assert verification.top1 == 1
 
 
-@pytest.mark.filterwarnings("ignore:.*images are prepared")
-def test_a_changed_result_fails(source, tmp_path):
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_changed_result_fails(source, tmp_path, to):
     path, _ = source
-    convert(path, tmp_path / "out")
-    weights, metadata = mx.load(str(tmp_path / "out" / "model.safetensors"), return_metadata=True)
-    weights["classifier.bias"] = weights["classifier.bias"] + mx.array([0, 0, 0, 0, 0, 0, 0.01])
-    mx.save_safetensors(str(tmp_path / "out" / "model.safetensors"), weights, metadata)
-    assert not verify(Checkpoint.open(path), Checkpoint.open(tmp_path / "out")).passed
+    convert(path, tmp_path / "out", to=to)
+    larger = mx.array([0, 0, 0, 0, 0, 0, 0.01])
+    change(tmp_path / "out", lambda weights: weights.update({"classifier.bias": weights["classifier.bias"] + larger}))
+    assert not verify(path, tmp_path / "out").passed
 
 
-@pytest.mark.filterwarnings("ignore:.*images are prepared")
-@pytest.mark.parametrize("dtype", list(TOLERANCES))
-def test_a_conversion_to_transformers_passes(source, tmp_path, dtype):
-    path, reference = source
-    verification = convert(path, tmp_path / "out", dtype=dtype, to="huggingface", verify=True).verification
-    assert verification.reference == reference
-    assert verification.passed
-    assert verification.tolerance == TOLERANCES[dtype]
-    assert verification.top1 == 1
-
-
-@pytest.mark.filterwarnings("ignore:.*images are prepared")
-def test_a_changed_result_for_transformers_fails(source, tmp_path):
-    path, _ = source
-    convert(path, tmp_path / "out", to="huggingface")
-    weights = load_file(tmp_path / "out" / "model.safetensors")
-    weights["classifier.bias"][6] += 0.01
-    save_file(weights, tmp_path / "out" / "model.safetensors", {"format": "pt"})
-    assert not verify(Checkpoint.open(path), Checkpoint.open(tmp_path / "out")).passed
-
-
-@pytest.mark.filterwarnings("ignore:.*images are prepared")
 @pytest.mark.parametrize("options", [{"to": "huggingface"}, {"dtype": "float16"}, {"quantize": True, "q_bits": 8}])
 def test_a_conversion_of_a_conversion_is_verified_against_mlx(source, tmp_path, options, monkeypatch):
     convert(source[0], tmp_path / "mlx")
@@ -95,7 +75,6 @@ def test_a_conversion_of_a_conversion_is_verified_against_mlx(source, tmp_path, 
     assert verify(Checkpoint.open(tmp_path / "mlx"), Checkpoint.open(tmp_path / "out")).passed
 
 
-@pytest.mark.filterwarnings("ignore:.*images are prepared")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", [{}, {"to": "huggingface"}, {"quantize": True, "q_bits": 8}], ids=str)
 def test_outputs_that_are_no_numbers_agree_in_nothing(theirs, tmp_path, value, options):
