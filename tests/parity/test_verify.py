@@ -62,7 +62,7 @@ def test_a_changed_result_fails(source, tmp_path, to):
     convert(path, tmp_path / "out", to=to)
     larger = mx.array([0, 0, 0, 0, 0, 0, 0.01])
     change(tmp_path / "out", lambda weights: weights.update({"classifier.bias": weights["classifier.bias"] + larger}))
-    assert not verify(path, tmp_path / "out").passed
+    assert not verify(Checkpoint.open(path), Checkpoint.open(tmp_path / "out")).passed
 
 
 @pytest.mark.parametrize("options", [{"to": "huggingface"}, {"dtype": "float16"}, {"quantize": True, "q_bits": 8}])
