@@ -1,6 +1,6 @@
 """How well training does: the head alone and all weights, on thousands of generated textures and shapes.
 
-    python figures/textures_and_shapes.py [--count 400] [--epochs 8] [--keep DIR]
+    python figures/textures_and_shapes.py [--count 400] [--epochs 6] [--keep DIR]
 
 draws eight classes of pictures of three sizes, trains the bundled digits checkpoint on them both ways, and prints
 docs/training.md's table. What the checkpoint knows of digits helps with shapes; all weights learn the textures too.
@@ -88,7 +88,7 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=400, help="pictures of each of the eight classes")
-    parser.add_argument("--epochs", type=int, default=8, help="of the training of all weights")
+    parser.add_argument("--epochs", type=int, default=6, help="of the training of all weights")
     parser.add_argument("--keep", metavar="DIR", help="leave pictures and checkpoints there")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
