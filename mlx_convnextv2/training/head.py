@@ -16,7 +16,7 @@ from .metrics import score
 from .progress import Progress, Row
 
 # From strong to weak. Each solution starts the next.
-PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
+PENALTIES = (1e0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
 _RISES = 2  # penalties without a better validation loss, after which weaker ones are not tried
 _HISTORY = 10  # of L-BFGS
 _MAX_ITERATIONS = 2000

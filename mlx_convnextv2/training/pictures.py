@@ -53,7 +53,7 @@ def draw_curves(rows: Sequence[Row], best: Row) -> bytes:
         axes.axvline(places[list(rows).index(best)], color="grey", linewidth=0.8, linestyle=":", label="kept")
         axes.set_xlabel("l2 penalty on the head" if by_penalty else "epoch")
         if by_penalty:
-            axes.set_xscale("log")
+            axes.set_xscale("log" if all(places) else "linear")
             axes.invert_xaxis()
         else:
             axes.xaxis.get_major_locator().set_params(integer=True)

@@ -64,6 +64,15 @@ def test_the_penalty_is_the_best_on_the_images_set_aside_and_weak_ones_are_not_t
     assert score(head(val[0]), val[1]) == (best.val_loss, best.val_top1, best.val_top5)
 
 
+def test_a_strong_penalty_is_kept_where_features_are_noise():
+    """The best must lie within the penalties that are tried, or a weaker head than could be had is kept."""
+    random = np.random.RandomState(0)
+    features, labels = random.normal(size=(120, 64)), random.randint(0, 2, 120)
+    _, rows, _ = choose_head((features[:80], labels[:80]), (features[80:], labels[80:]), 2)
+    lowest = min(rows, key=lambda row: row.val_loss)
+    assert lowest.l2 >= 0.3
+
+
 def test_a_penalty_that_is_given_is_the_only_one():
     _, rows, best = choose_head(blobs(), blobs(seed=1), 4, l2=0.05)
     assert rows == [best]

@@ -310,6 +310,13 @@ def test_epochs_on_the_axis_are_whole(monkeypatch):
     assert all(tick == round(tick) for tick in ticks)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_penalty_of_zero_can_be_drawn():
+    pytest.importorskip("matplotlib")
+    row = Row(1, 1.0, 1.0, 0.5, 0.5, l2=0.0)
+    assert draw_curves([row], row).startswith(b"\x89PNG")
+
+
 def test_without_matplotlib_there_are_no_pictures(photos, mlx_folder, tmp_path, monkeypatch, pictures):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     train(photos, mlx_folder, tmp_path / "out")
