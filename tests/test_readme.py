@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,9 @@ def test_the_server_starts_and_is_where_it_says():
     command = f"{Path(sys.executable).parent}/{command} --port 0"
     with subprocess.Popen(command.split(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout.readline().startswith("Serving the bundled digits model at http://127.0.0.1:")
+            line = server.stdout.readline()
+            assert line.startswith("Serving the bundled digits model at http://127.0.0.1:")
+            urllib.request.urlopen(re.search(r"http://[\d.:]+", line)[0], timeout=600).close()  # until it is there
         finally:
             server.terminate()
     assert server.returncode == 0

@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from typing import Any
 
 import mlx.core as mx
@@ -116,7 +117,7 @@ def load_unread(
     A conversion never has to hold all of them. `asked` names the fields of the configuration that the user changed.
     """
     check_not_forked()
-    config, weights = checkpoint.config, checkpoint.weights
+    config, weights = deepcopy(checkpoint.config), checkpoint.weights  # the model may change its own
     model, sources, left_out = _build(config, weights, model_class)
     if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(asked):
         _check_head(weights, config.num_labels)
