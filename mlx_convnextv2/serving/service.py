@@ -22,6 +22,7 @@ from ..heatmaps.targets import find_label
 from ..images.decode import NAMELESS, open_image
 from ..inference.classifier import ImageClassifier, softmax
 from ..inference.fuse import fuse
+from ..inference.numpy_classifier import NumpyClassifier
 from ..messages import sentence
 from ..runtime.threads import available_cpus
 from . import parameters as parse
@@ -54,8 +55,8 @@ class Service:
         self.draining = False
         self._decoders = ThreadPoolExecutor(min(available_cpus(), _MAX_DECODERS), "mlx_convnextv2 decode")
         self._embed: Callable[[mx.array], mx.array] | None = None
-        # in numpy a batch is its pictures one by one, as many at a time as there are workers
-        most = min(limits.max_batch, getattr(classifier.predict, "workers", limits.max_batch))
+        # numpy is no faster with several at once, and the first of a batch would wait for the last
+        most = 1 if isinstance(classifier.predict, NumpyClassifier) else limits.max_batch
         self.batcher = Batcher(self._compute, most, limits.max_wait, metrics.saw_batch)
 
     @property
