@@ -17,7 +17,6 @@ import numpy as np
 from ..ops.dispatch import depthwise_layer_norm, gelu_grn
 from ..ops.plain import gelu, gelu_tanh, global_response_norm, selu, silu
 from ..runtime.forks import check_not_forked
-from ..runtime.mlx_blas import warn_if_late
 from . import layers
 from .config import ConvNextV2Config
 from .loss import classification_loss
@@ -94,7 +93,6 @@ class ConvNextV2Embeddings(nn.Module):
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
         check_not_forked()
-        warn_if_late()
         self.check(pixel_values)
         pixel_values = pixel_values.astype(self.patch_embeddings.weight.dtype)
         embeddings = self.patch_embeddings(pixel_values)  # (N, H, W, channels) -> (N, H // patch, W // patch, C)

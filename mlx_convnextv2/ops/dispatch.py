@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..runtime.mlx_blas import warn_if_late
 from . import gpu, plain, trainable
 
 PATHS = ("auto", "plain", "kernel", "numpy")
@@ -109,6 +110,7 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     """`plain.linear`, in numpy where `choose` names that. Differentiable on every path."""
     if choose(x.dtype, x.shape[-1]) == "numpy" and _have_values(x, weight, bias):
         return trainable.linear_in_numpy(x, weight, bias)[0]
+    warn_if_late()  # of a slow BLAS
     return plain.linear(x, weight, bias)
 
 

@@ -118,7 +118,7 @@ class TestOddShapes:
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
-    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(2, 300)),
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12), st.integers(8, 300)),
     dtype=st.sampled_from(DTYPES),
 )
 def test_drawn_shapes(shape: tuple[int, int, int, int], dtype: mx.Dtype) -> None:

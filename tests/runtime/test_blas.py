@@ -147,19 +147,20 @@ for _ in range(2):
 
 
 @pytest.mark.parametrize(
-    ("order", "chosen", "fused", "said"),
+    ("order", "chosen", "path", "said"),
     [
-        ("late", False, False, "MLX computes with its own slow BLAS, because mlx was imported before mlx_convnextv2"),
-        ("late", True, False, "libblas.so has no effect, because mlx was imported before mlx_convnextv2"),
-        ("late", False, True, ""),  # in numpy nothing is lost
-        ("early", False, False, ""),
+        ("late", False, "plain", "MLX computes with its own slow BLAS, because mlx was imported before mlx_convnextv2"),
+        ("late", True, "plain", "libblas.so has no effect, because mlx was imported before mlx_convnextv2"),
+        ("late", False, "numpy", ""),  # where nothing is lost
+        ("early", False, "plain", ""),
     ],
 )
-def test_it_warns_once_where_the_order_of_imports_costs_speed(tmp_path, order, chosen, fused, said) -> None:
+@pytest.mark.parametrize("fused", [False, True], ids=["model", "fused"])
+def test_it_warns_once_where_the_order_of_imports_costs_speed(tmp_path, order, chosen, path, said, fused) -> None:
     library = make_blas(tmp_path)
     code = FORWARD % (library, fused)
     imports = ["import mlx.core as mx", "from mlx_convnextv2 import load"]
-    variables = {"MLX_CONVNEXTV2_BLAS": library} if chosen else {}
+    variables = {"MLX_CONVNEXTV2_OPS": path, **({"MLX_CONVNEXTV2_BLAS": library} if chosen else {})}
     lines = "\n".join(imports if order == "late" else ["import mlx_convnextv2.runtime.mlx_blas", *imports[::-1]])
     result = run(f"{lines}\n{code}", **variables)
     assert result.returncode == 0, result.stderr
