@@ -185,8 +185,7 @@ FUNCTION float magnitude(float value) { return metal::fabs(value); }
 FUNCTION float larger(float a, float b) { return metal::fmax(a, b); }
 CONSTANT uint LANES = 32;
 CONSTANT uint MOST_SIMDGROUPS = 8;
-FUNCTION float gelu(float x) {
-const float a = magnitude(x);
+FUNCTION float normal_tail(float a, float exponential_part) {
 const float u = 1.0f / multiply_add(0.35f, a, 1.0f);
 float tail = -0.029145985f;
 tail = multiply_add(tail, u, 0.143971962f);
@@ -197,8 +196,11 @@ tail = multiply_add(tail, u, 0.105508175f);
 tail = multiply_add(tail, u, 0.119832825f);
 tail = multiply_add(tail, u, 0.139861875f);
 tail = multiply_add(tail, u, 0.139621404f);
-tail *= u * exponential(-0.5f * a * a);
-return x < 16.0f ? larger(x, 0.0f) - a * tail : x;
+return tail * (u * exponential_part);
+}
+FUNCTION float gelu(float x) {
+const float a = magnitude(x);
+return x < 16.0f ? larger(x, 0.0f) - a * normal_tail(a, exponential(-0.5f * a * a)) : x;
 }
 CONSTANT int AHEAD = 4;
 FUNCTION int first_pixel(int pixels, uint part, uint parts) {
@@ -349,8 +351,7 @@ FUNCTION float magnitude(float value) { return metal::fabs(value); }
 FUNCTION float larger(float a, float b) { return metal::fmax(a, b); }
 CONSTANT uint LANES = 32;
 CONSTANT uint MOST_SIMDGROUPS = 8;
-FUNCTION float gelu(float x) {
-const float a = magnitude(x);
+FUNCTION float normal_tail(float a, float exponential_part) {
 const float u = 1.0f / multiply_add(0.35f, a, 1.0f);
 float tail = -0.029145985f;
 tail = multiply_add(tail, u, 0.143971962f);
@@ -361,8 +362,11 @@ tail = multiply_add(tail, u, 0.105508175f);
 tail = multiply_add(tail, u, 0.119832825f);
 tail = multiply_add(tail, u, 0.139861875f);
 tail = multiply_add(tail, u, 0.139621404f);
-tail *= u * exponential(-0.5f * a * a);
-return x < 16.0f ? larger(x, 0.0f) - a * tail : x;
+return tail * (u * exponential_part);
+}
+FUNCTION float gelu(float x) {
+const float a = magnitude(x);
+return x < 16.0f ? larger(x, 0.0f) - a * normal_tail(a, exponential(-0.5f * a * a)) : x;
 }
 CONSTANT int AHEAD = 4;
 FUNCTION int first_pixel(int pixels, uint part, uint parts) {
