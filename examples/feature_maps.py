@@ -1,4 +1,4 @@
-"""The feature maps that a detector or a segmentation model would start from: one for each stage of the backbone.
+"""Print the shapes of the backbone's feature maps, which a detector or a segmentation model would start from.
 
 python examples/feature_maps.py street.jpg
 """
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--model", default="facebook/convnextv2-tiny-1k-224", help="a Hub id or a folder")
     args = parser.parse_args()
 
-    # out_indices: 0 is the stem, then the stages; -1 the last of them.
+    # In out_indices 0 is the stem, 1 the first stage and -1 the last one.
     model, processor = load(args.model, model_class=ConvNextV2Backbone, out_indices=[1, 2, -1])
     pixel_values = processor(args.image)
     outputs = model(pixel_values)

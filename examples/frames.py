@@ -1,4 +1,4 @@
-"""Classify frames from memory, without files: what a camera or a video decoder hands over, one array at a time.
+"""Classify frames from memory, one array at a time, as a camera or a video decoder delivers them.
 
 python examples/frames.py
 """
@@ -14,7 +14,7 @@ from mlx_convnextv2 import ImageClassifier
 
 
 def frames(count: int = 8, height: int = 120, width: int = 160) -> Iterator[np.ndarray]:
-    """A stand-in for a camera: a bright ball on dark ground that moves from left to right, (H, W, 3) uint8."""
+    """A stand-in for a camera, (H, W, 3) uint8: a bright ball moves from left to right on dark ground."""
     y, x = np.mgrid[0:height, 0:width]
     for i in range(count):
         center = width * (i + 0.5) / count

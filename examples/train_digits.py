@@ -3,8 +3,8 @@
     pip install "mlx-convnextv2[examples]"
     python examples/train_digits.py --output digits
 
-writes the digits as folders of pictures, trains on them as on any others, and adds ten held-out images, one a class.
-One seed gives one result on one machine.
+This writes the digits as folders of pictures, trains on them as on any others, and adds ten held-out images, one of
+each class. A seed always gives the same result on the same machine.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HELD_OUT = 360  # of 1,797 images
 
 
 def digit_image(pixels: np.ndarray) -> Image.Image:
-    """A digit of scikit-learn's, (8, 8) with values from 0 to 16, as a grey picture of 64 x 64 pixels."""
+    """One of scikit-learn's digits, (8, 8) with values from 0 to 16, as a grey picture of 64 x 64 pixels."""
     small = Image.fromarray(np.rint(pixels * (255 / 16)).astype(np.uint8))
     return small.resize((64, 64), Image.Resampling.BICUBIC)
 
@@ -41,7 +41,7 @@ def digits(processor: ConvNextImageProcessor, seed: int) -> tuple[np.ndarray, np
 
 
 def write_folders(folder: Path, pictures: np.ndarray, classes: np.ndarray) -> None:
-    """val/DIGIT/ with the held-out pictures, and train/DIGIT/ with the others."""
+    """Write the held-out pictures to val/DIGIT/ and the others to train/DIGIT/."""
     for i, (picture, digit) in enumerate(zip(pictures, classes, strict=True)):
         file = folder / ("val" if i < HELD_OUT else "train") / str(digit) / f"{i:04d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)

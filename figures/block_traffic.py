@@ -2,12 +2,13 @@
 
     python figures/block_traffic.py
 
-walks the graphs that MLX traces for one block of every stage, with no GPU. A launch reads its inputs and writes its
-outputs once; views move nothing. Of a matrix product only what it adds is counted: its operands and its result are the
-same on every path. What a convolution reads again, from whatever cache, is not counted but shown as the halo.
+This walks the graphs that MLX traces for one block of every stage, and needs no GPU. A launch reads its inputs and
+writes its outputs once; views move nothing. A matrix product counts only the arrays that it adds, because its operands
+and its result are the same on every path. A convolution's repeated reads, from whatever cache, are not counted but
+shown as the halo.
 
 `plain` launches every operation; `compiled` is the least that mx.compile could do: operations on single elements join
-those that use their result. Our kernels' block is counted compiled too.
+those that use their result. The block in our kernels is counted compiled too.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from mlx_convnextv2.ops import gpu
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 VIEWS = {"Broadcast", "ExpandDims", "Flatten", "Reshape", "Slice", "Squeeze", "Transpose", "Unflatten"}
-PRODUCTS = {"Matmul": 0, "AddMM": 1}  # and how many of their inputs, the last ones, are added to them
+PRODUCTS = {"Matmul": 0, "AddMM": 1}  # how many of the last inputs are added to the product
 ELEMENTWISE = {"Add", "AsType", "Divide", "Erf", "Full", "Maximum", "Multiply", "Sqrt", "Square", "Subtract"}
 OTHERS = {"Convolution", "CustomKernel", "Reduce"}
 
@@ -56,7 +57,7 @@ class Graph:
 
     def __init__(self, function: Callable[..., Any], *inputs: mx.array):
         self._sizes: dict[str, int] = {}
-        self._sources: dict[str, str] = {}  # a view's name -> that of the array behind it
+        self._sources: dict[str, str] = {}  # a view's name -> the name of the array behind it
         self.operations: list[Operation] = []
         self._outputs: set[str] = set()
         mx.export_function(self._visit, function, *inputs)
@@ -81,7 +82,7 @@ class Graph:
         self.operations.append(Operation(node["name"], reads, writes))
 
     def traffic(self, compiled: bool, with_operands: bool = False) -> Traffic:
-        """Of the operations as traced or compiled; `with_operands` counts those of matrix products and results too."""
+        """As traced or compiled; `with_operands` counts the operands and results of matrix products too."""
         operations = self._joined() if compiled else self.operations
         moved = 0
         for operation in operations:
@@ -92,12 +93,12 @@ class Graph:
         return Traffic(len(operations), moved)
 
     def _joined(self) -> list[Operation]:
-        """The operations after each on single elements has joined its users, where all of them are such too."""
+        """The operations, after each one on single elements has joined its users if they all are such too."""
         users: dict[str, list[Operation]] = defaultdict(list)
         for operation in self.operations:
             for name in operation.reads:
                 users[name].append(operation)
-        inside: dict[str, set[str]] = {}  # a result that is never written -> what is read in its place
+        inside: dict[str, set[str]] = {}  # a result that is never written -> the arrays read in its place
         joined = []
         for operation in self.operations:
             reads: set[str] = set()
@@ -115,7 +116,7 @@ class Graph:
         return joined
 
 
-# LayerNorm is one kernel on a GPU, but a graph of many operations where it is traced without one.
+# On a GPU LayerNorm is one kernel. Traced without a GPU it would be a graph of many operations.
 _LAYER_NORM = mx.fast.metal_kernel("layer_norm", ["x", "weight", "bias"], ["y"], "y[0] = x[0] + weight[0] + bias[0];")
 
 
@@ -130,7 +131,7 @@ def _layer_norm(x: mx.array, weight: mx.array, bias: mx.array, eps: float) -> mx
 
 
 def graphs(side: int, channels: int, batch: int, dtype: mx.Dtype) -> tuple[Graph, Graph]:
-    """One block (N, side, side, C), plain and in kernels."""
+    """The graphs of one block (N, side, side, C), plain and in kernels."""
     layer = ConvNextV2Layer(ConvNextV2Config(), channels)
     layer.set_dtype(dtype)
     x = mx.zeros((batch, side, side, channels), dtype)

@@ -2,8 +2,9 @@
 
     python figures/convert_cost.py
 
-makes a huge checkpoint with random weights (660 M parameters, 2.6 GB in float32), converts it to float16 in a process
-of its own, and alternates that with the bare work: copying the source file, and writing a file of the result's size.
+This makes a huge checkpoint with random weights (660 M parameters, 2.6 GB in float32), converts it to float16 in a
+process of its own, and alternates that with the bare work: copying the source file and writing a file of the result's
+size.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ CHUNK = bytes(16 * 2**20)
 def make_source(folder: Path, size: str) -> None:
     """A checkpoint of a published size with random weights, as transformers writes it.
 
-    Made in a process of its own: on Linux the peak memory of a child is never below that of its parent.
+    It is made in a process of its own, because on Linux the peak memory of a child is never below that of its parent.
     """
     process = multiprocessing.get_context("spawn").Process(target=_make_source, args=(folder, size))
     process.start()

@@ -1,4 +1,4 @@
-"""Draw the picture of README: bundled digits, and beside each the labels that `classify --demo` gives it.
+"""Draw README's picture of the bundled digits, each beside the labels that `classify --demo` gives it.
 
 python figures/digits.py docs/digits.png
 """

@@ -1,4 +1,4 @@
-"""Draw the heat maps of README: what in two bundled digits speaks for their labels, and for them rather than others.
+"""Draw README's heat maps: what in two bundled digits speaks for their labels, alone and against another label.
 
 python figures/heat_maps.py docs/heat_maps.png
 """

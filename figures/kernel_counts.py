@@ -1,11 +1,10 @@
-"""How many instructions and registers does each kernel take, as NVIDIA's compiler has it?
+"""How many instructions and registers does each kernel take from NVIDIA's compiler?
 
     pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-nvcc-cu12
     python figures/kernel_counts.py
 
-It needs no GPU. Instructions are those of the PTX, each counted once where it stands: what is in a loop runs more
-often. Apple's compiler makes others of the same text, but a 64-bit multiply, a branch or a register too many is one
-there too.
+It needs no GPU. Each instruction of the PTX counts once, though those in a loop run more often. Apple's compiler makes
+other instructions of the same text, but an unnecessary 64-bit multiply, branch or register is one there too.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ KINDS = {
 
 
 def calls() -> dict[tuple[str, ...], tuple[Callable, tuple[mx.array, ...]]]:
-    """Every kernel, those of the gradients last; the depthwise ones where what a thread holds differs."""
+    """Every kernel, the gradients' last; the depthwise ones once for each size of what a thread holds."""
     found: dict[tuple[str, ...], tuple[Callable, tuple[mx.array, ...]]] = {}
     for batch, side, channels in ((8, 56, 96), (1, 14, 384), (8, 28, 384), (1, 7, 2816)):
         x, taps, vector = mx.zeros((batch, side, side, channels)), mx.zeros((7, 7, channels)), mx.zeros(channels)
@@ -71,14 +70,14 @@ def calls() -> dict[tuple[str, ...], tuple[Callable, tuple[mx.array, ...]]]:
 
 
 def counts(ptx: str) -> dict[str, int]:
-    """By column, how many instructions of the PTX it counts."""
+    """How many instructions of the PTX fall into each column."""
     body = ptx[ptx.index(".entry") :]
     instructions = re.findall(r"^\s+(?:@!?%p\d+ )?([a-z]\S*)\s.*;$", body, re.MULTILINE)
     return {kind: sum(bool(re.match(pattern, i)) for i in instructions) for kind, pattern in KINDS.items()}
 
 
 def registers(ptx: str) -> tuple[int, int]:
-    """Of a thread, as ptxas assigns them, and the bytes that it spills."""
+    """The registers that ptxas assigns to a thread, and the bytes that it spills."""
     ptxas = nvrtc.package("cuda_nvcc")
     if ptxas is None:
         raise SystemExit("it needs nvidia-cuda-nvcc-cu12 for ptxas: pip install nvidia-cuda-nvcc-cu12")

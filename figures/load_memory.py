@@ -2,7 +2,7 @@
 
     python figures/load_memory.py
 
-Each step is the peak of a process of its own, less what the same imports take without a model.
+Each figure is the peak of a process of its own, less the peak of the same imports without a model.
 """
 
 from __future__ import annotations

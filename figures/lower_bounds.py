@@ -3,9 +3,8 @@
     python figures/lower_bounds.py
 
 For the blocks of each stage, in our kernels and in float16, the larger of two times counts: the bytes that all launches
-move, over the published bandwidth, and the floating-point operations over the throughput. What the blocks are not (the
-stem, downsampling, the head) is left out, caches are not assumed to keep anything between launches, and weights are
-read once a batch.
+move, over the published bandwidth, and the floating-point operations over the throughput. The stem, downsampling and
+the head are left out. Caches are not assumed to keep anything between launches, and weights are read once a batch.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ from mlx_convnextv2.model.config import SIZES, ConvNextV2Config
 
 @dataclass(frozen=True)
 class Chip:
-    """GB/s as Apple publishes it, and 10^12 floating-point operations a second in float16, with the most GPU cores."""
+    """Published bandwidth in GB/s, and 10^12 float16 operations a second with the most GPU cores."""
 
     name: str
     bandwidth: float
     float16: float
 
 
-# Bandwidths: Apple's technical specifications. Throughput, M1 to M4: that of float32, which Apple states for M1 and M2
-# and the Hub's table of hardware (huggingface.js, hardware.ts) for all; float16 runs at the same rate there. M5: 1024
-# operations per core and cycle in the neural accelerators, as measured on A19 (Zakharko 2025, "Investigating the GPU
-# Neural Accelerators"), at 1.578 GHz. No M4 Ultra exists, and for an M5 Ultra there is no bandwidth to cite.
+# Bandwidths are from Apple's technical specifications. Throughputs of M1 to M4 are those of float32, since float16 runs
+# at the same rate there: Apple states them for M1 and M2, the Hub's table of hardware (huggingface.js, hardware.ts) for
+# all. M5: 1024 operations per core and cycle in the neural accelerators, as measured on A19 (Zakharko 2025,
+# "Investigating the GPU Neural Accelerators"), at 1.578 GHz. No M4 Ultra exists, and no source states a bandwidth for
+# an M5 Ultra.
 CHIPS = (
     Chip("M1", 68.25, 2.6),
     Chip("M1 Pro", 200, 5.2),
@@ -63,13 +63,13 @@ class Stage:
     operations: float
 
     def milliseconds(self, chip: Chip) -> tuple[float, str]:
-        """The bound, and what sets it."""
+        """The lower bound, and whether bytes or arithmetic set it."""
         moving, computing = self.bytes / chip.bandwidth / 1e6, self.operations / chip.float16 / 1e9
         return max((moving, "bytes"), (computing, "arithmetic"))
 
 
 def stages(size: str, resolution: int, batch: int) -> list[Stage]:
-    """What the four stages of a size move and compute."""
+    """The bytes and operations of a size's four stages."""
     config = ConvNextV2Config.from_size(size)
     found = []
     for stage, (channels, depth) in enumerate(zip(config.hidden_sizes, config.depths, strict=True)):

@@ -4,7 +4,7 @@
     python figures/model_sizes.py --graph atto
 
 The table computes nothing: the arrays stay unevaluated, and their shapes and types say how large they are. --graph
-says what the graph of a size for one image holds beside the weights, for a CPU and with the kernels for Metal.
+prints how much more than the weights a graph for one image holds, for a CPU and with the kernels for Metal.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mlx_convnextv2.model.layers import no_init_weights
 from mlx_convnextv2.model.quantization import quantize
 
 PRECISIONS = ("float32", "float16", "8 bits and float16", "4 bits and float16")
-CORE_ML = ("Core ML, 8 bits", "6 bits", "4 bits")  # in float16 as a graph, but for a thousandth
+CORE_ML = ("Core ML, 8 bits", "6 bits", "4 bits")  # float16 would be as large as a graph's, to a thousandth
 
 
 def megabytes(size: str, precision: str) -> float:
@@ -47,7 +47,7 @@ def core_ml_megabytes(size: str, bits: int) -> float:
 
 
 def beside_the_weights(size: str, dtype: str, path: str) -> tuple[float, float]:
-    """In MB: the weights, and what an exported graph is larger. Nothing is run, so that kernels need no GPU."""
+    """In MB: the weights, and how much larger an exported graph is. Nothing runs, so the kernels need no GPU."""
     model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
     model.set_dtype(getattr(mx, dtype))
     mx.eval(model.parameters())

@@ -1,4 +1,4 @@
-"""Take README's picture of the page that `serve --demo` shows, in headless Chromium: one digit, and its heat map.
+"""Take README's picture of the page of `serve --demo`, in headless Chromium: one digit and its heat map.
 
 python figures/page.py docs/page.png
 """

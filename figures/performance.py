@@ -1,8 +1,8 @@
-"""Measure what README's table of performance says, target beside figure; it takes about ten minutes.
+"""Print docs/speed.md's table, each target beside the measured figure; it takes about ten minutes.
 
     python figures/performance.py
 
-Needs the extra parity and onnx. Every figure is a ratio of alternating runs, its median and range.
+It needs the extras parity and onnx. Every figure is a ratio of alternating runs: the median and the range.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import throughput
 
 
 def benchmark(*arguments: str, **environment: str) -> dict[str, Any]:
-    """The results of a run of the benchmark command by contender."""
+    """Run the benchmark command, and return its results by contender."""
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary) / "report.json"
         command = [sys.executable, "-m", "mlx_convnextv2.benchmark", *arguments, "--json", str(file)]
@@ -39,7 +39,7 @@ def spread(values: dict[str, float] | list[float]) -> str:
 
 
 def help_seconds(runs: int) -> list[float]:
-    """Whole processes of `classify --help`."""
+    """The seconds of each whole process of `classify --help`."""
     code = (
         "import subprocess, sys, time; start = time.perf_counter();"
         "subprocess.run([sys.executable, '-m', 'mlx_convnextv2.classify', '--help'], stdout=subprocess.DEVNULL);"
@@ -50,7 +50,7 @@ def help_seconds(runs: int) -> list[float]:
 
 
 def rows(runs: int) -> list[tuple[str, str, str]]:
-    """What, the target, and what was measured."""
+    """The table's rows: what is measured, the target, and the figure."""
     found = []
     for size in ("tiny", "atto"):
         results = benchmark(
@@ -64,7 +64,7 @@ def rows(runs: int) -> list[tuple[str, str, str]]:
         ):
             what = f"{size}, one image on the CPU ({ms:.0f} ms), time to that of {peer}"
             found.append((what, target, spread(results[peer]["ratio"])))
-        # Without an optimised BLAS for MLX the stock modules have the reference BLAS; we bring numpy's.
+        # "none" leaves the stock modules on the reference BLAS; ours compute in numpy, with numpy's BLAS.
         results = benchmark("compare", "--size", size, "--runs", "3", "--against", "plain", MLX_CONVNEXTV2_BLAS="none")
         ratio = results["plain"]["ratio"]
         times = {"median": 1 / ratio["median"], "min": 1 / ratio["max"], "max": 1 / ratio["min"]}

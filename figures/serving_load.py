@@ -1,10 +1,11 @@
-"""How fast is `serve`, and what does it lose? Prints the tables of docs/serving.md.
+"""How fast is `serve`, and does it lose requests? Prints the figures of docs/serving.md.
 
 python figures/serving_load.py [--size atto] [--seconds 10] [--requests 10000]
 
-The server runs in a process of its own, with random weights of a size; the clients run here. First the latency of 1, 8
-and 32 clients, and the pictures a second, in turns with a loop that calls the model in the server's place. Then many
-requests, one in a hundred of them malformed, slow or cut off: each good one has to be answered, and memory has to stay.
+The server runs in a process of its own, with random weights of a size; the clients run here. The first part measures
+latency and pictures a second for 1, 8 and 32 clients, in turns with a loop that calls the model without a server. The
+second sends many requests, one in a hundred of them malformed, slow or cut off: each good one has to be answered, and
+memory must not grow.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
 
 
 async def clients(port: int, count: int, seconds: float, body: bytes) -> list[float]:
-    """The latencies of all answers that so many clients got one after another, each on a connection of its own."""
+    """The latencies of all answers to `count` clients, each of which asks again and again on its own connection."""
     end = time.perf_counter() + seconds
     latencies: list[float] = []
 
@@ -76,7 +77,7 @@ async def clients(port: int, count: int, seconds: float, body: bytes) -> list[fl
 
 
 def in_a_loop(folder: str, seconds: float, body: bytes) -> tuple[float, float]:
-    """Pictures a second, and milliseconds of a core for each, of a process that decodes and classifies one by one."""
+    """Decode and classify one by one in a process: pictures a second, and milliseconds of a core for each."""
     code = f"""
 import io, sys, time
 from mlx_convnextv2 import ImageClassifier
@@ -103,12 +104,12 @@ class Server:
         self.port = int(re.search(r":(\d+) \(", self.process.stdout.readline())[1])
 
     def resident(self) -> float:
-        """Its memory in MB."""
+        """The server's memory in MB."""
         pages = Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     def work(self) -> float:
-        """Milliseconds of a core that it has used."""
+        """The milliseconds of a core that the server has used."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return 1000 * (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -118,7 +119,7 @@ class Server:
 
 
 async def bad(port: int, kind: int, body: bytes) -> None:
-    """A client that sends nonsense, or goes in the middle, or sends a byte now and then."""
+    """A client that sends nonsense (0), leaves in the middle (1), or sends slowly in small parts (2)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     if kind == 0:
         writer.write(request(b"no picture " * 50, close=True))
@@ -138,7 +139,7 @@ async def bad(port: int, kind: int, body: bytes) -> None:
 
 
 async def storm(server: Server, total: int, body: bytes) -> tuple[Counter[int], list[float]]:
-    """The statuses of the good ones among so many requests of 16 clients, and the server's memory on the way."""
+    """Send `total` requests from 16 clients: the statuses of the good ones, and the server's memory on the way."""
     statuses: Counter[int] = Counter()
     memory: list[float] = []
     numbers = iter(range(total))

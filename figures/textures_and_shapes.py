@@ -2,8 +2,8 @@
 
     python figures/textures_and_shapes.py [--count 400] [--epochs 6] [--keep DIR]
 
-draws eight classes of pictures of three sizes, trains the bundled digits checkpoint on them both ways, and prints
-docs/training.md's table. What the checkpoint knows of digits helps with shapes; all weights learn the textures too.
+This draws eight classes of pictures of three sizes, trains the bundled digits checkpoint on them both ways, and prints
+docs/training.md's table. The checkpoint's knowledge of digits helps with shapes; all weights learn the textures too.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mlx_convnextv2.training import train
 SIZES = ((48, 48), (64, 48), (80, 96))  # (width, height) of the pictures
 TEXTURES = ("stripes", "checks", "dots", "rings")
 SHAPES = ("circle", "square", "triangle", "cross")
-# For pictures of 32 pixels, which the recipe for photos would change beyond recognition.
+# The recipe for photos would change pictures of 32 pixels beyond recognition.
 GENTLE = {"augment": "none", "erase": 0.0, "crop_scale": 0.7, "label_smoothing": 0.1, "batch_size": 16, "lr": 1e-3}
 
 
 def texture(name: str, size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """A pattern from -1 to 1, (H, W), turned a little, of any wave length and place."""
+    """A pattern from -1 to 1, (H, W), slightly rotated, of random wavelength and place."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]] - np.array(size[::-1])[:, None, None] * random.uniform(
         0.2, 0.8, (2, 1, 1)
     )
@@ -44,7 +44,7 @@ def texture(name: str, size: tuple[int, int], random: np.random.RandomState) -> 
 
 
 def shape(name: str, size: tuple[int, int], random: np.random.RandomState) -> np.ndarray:
-    """One filled shape from -1 to 1, (H, W), of any size and place, and turned a little."""
+    """One filled shape from -1 to 1, (H, W), slightly rotated, of random size and place."""
     canvas = Image.new("L", size, 0)
     draw = ImageDraw.Draw(canvas)
     radius = min(size) * random.uniform(0.28, 0.42)
@@ -68,7 +68,7 @@ def shape(name: str, size: tuple[int, int], random: np.random.RandomState) -> np
 
 
 def picture(name: str, size: tuple[int, int], random: np.random.RandomState) -> Image.Image:
-    """A texture or a shape in colours of its own, with noise."""
+    """A texture or a shape in random colours, with noise."""
     pattern = (texture if name in TEXTURES else shape)(name, size, random)
     middle, strength = random.uniform(90, 165, 3), random.uniform(40, 90, 3)
     pixels = middle + pattern[..., None] * strength + random.normal(0, random.uniform(4, 10), (*pattern.shape, 3))
@@ -76,7 +76,7 @@ def picture(name: str, size: tuple[int, int], random: np.random.RandomState) -> 
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0) -> Path:
-    """`count` pictures of each class, of the three sizes by turns; returns the folder."""
+    """Write `count` pictures of each class, in the three sizes by turns, and return the folder."""
     random = np.random.RandomState(seed)
     for name in (*TEXTURES, *SHAPES):
         (folder / name).mkdir(parents=True, exist_ok=True)

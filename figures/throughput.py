@@ -2,10 +2,10 @@
 
     python figures/throughput.py
 
-makes a checkpoint of a published size with random weights and a folder of photo-like JPEGs. Each contender classifies
-the whole folder in a process of its own, in turns; start and loading are not counted. transformers' pipeline runs at
-each of several batch sizes, and the best counts. Memory is the peak of `classify`, whole processes, with the bundled
-checkpoint on few and on many images.
+This makes a checkpoint of a published size with random weights and a folder of photo-like JPEGs. Each contender
+classifies the whole folder in a process of its own, in turns; start and loading are not counted. transformers' pipeline
+runs at several batch sizes, and the best one counts. Memory is the peak of a whole `classify` process with the bundled
+checkpoint, on few and on many images.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ CONTENDERS = {"ours": ours, "transformers": transformers}
 
 
 def run(name: str, checkpoint: Path, folder: Path, batch_size: int) -> float:
-    """Images a second of a contender in a process of its own."""
+    """Run a contender in a process of its own, and return its images a second."""
     command = [sys.executable, __file__, "--worker", name, str(checkpoint), str(folder), str(batch_size)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(output.splitlines()[-1]))
@@ -86,7 +86,7 @@ def peak_memory(folder: Path) -> float:
 
 
 def make_checkpoint(folder: Path, size: str) -> None:
-    """In a process of its own: on Linux the peak memory of a child is never below that of its parent."""
+    """Save it from a process of its own: on Linux the peak memory of a child is never below that of its parent."""
     code = (
         "import sys; from mlx_convnextv2 import *; config = ConvNextV2Config.from_size(sys.argv[1]);"
         "save(ConvNextV2ForImageClassification(config), sys.argv[2], ConvNextImageProcessor(size=224),"
@@ -113,7 +113,7 @@ def measure(size: str, images: int, runs: int) -> tuple[dict[str, list[float]], 
 
 
 def memory(*counts: int) -> list[float]:
-    """The peak of `classify` in MB on folders of so many images."""
+    """The peak of `classify` in MB, on a folder for each of the counts."""
     peaks = []
     with tempfile.TemporaryDirectory() as temporary:
         for count in counts:

@@ -1,4 +1,4 @@
-"""How fast all weights are trained, beside PyTorch's own loop on the same cores, and what memory it takes.
+"""How fast does training all weights run beside PyTorch's own loop on the same cores, and in how much memory?
 
     python figures/training_speed.py [--size atto] [--side 224] [--batch 8] [--rounds 3]
 
@@ -16,7 +16,7 @@ import sys
 import time
 
 CONTENDERS = ("ours", "ours, --grad-checkpoint", "pytorch")
-_STEPS = 2  # timed, after one that is not
+_STEPS = 2  # timed, after one untimed step
 
 
 def run_ours(size: str, side: int, batch: int, checkpoint: bool) -> float:

@@ -1,11 +1,11 @@
-"""How long does a training step take on this CPU, beside PyTorch's of transformers' model?
+"""How long does a training step take on this CPU, beside transformers' model in PyTorch?
 
     pip install "mlx-convnextv2[parity]"
     python figures/training_step.py
 
 A step is the forward pass, the gradients and AdamW, in float32, on the same random batch. Each contender runs in a
-process of its own, in turns, and of each process the median step counts. `--plain` adds MLX's own operations, for which
-one step takes minutes on the larger sizes.
+process of its own, in turns, and the median step of each process counts. `--plain` adds MLX's own operations, whose
+steps take minutes on the larger sizes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ CONTENDERS = {"mlx_convnextv2": ours, "plain": ours, "pytorch": pytorch}
 
 
 def seconds_of_a_step(contender: str, args: argparse.Namespace) -> float:
-    """Measured in a process of its own."""
+    """The seconds of a step, measured in a process of its own."""
     command = [sys.executable, __file__, "--run", contender, "--size", args.size, "--steps", str(args.steps)]
     command += ["--batch", str(args.batch), "--side", str(args.side)]
     environment = dict(os.environ)
