@@ -1,7 +1,7 @@
 """The activations of `ACT2FN` on numpy arrays, in place.
 
-numpy has no erf, but it multiplies, adds and takes tanh with SIMD instructions. So the two GELUs and SiLU are written
-as x (1 + tanh(x q(x^2))) / 2 with a polynomial q for each.
+numpy has no erf, but it multiplies, adds and computes tanh with SIMD instructions. So the two GELUs and SiLU are
+written as x (1 + tanh(x q(x^2))) / 2, each with its own polynomial q.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import numpy as np
 
 from ..runtime.threads import scratch
 
-# erf(x / sqrt 2) = tanh(x q(x^2)). This q, highest power first, makes the largest error of erf small over all x: 6e-8,
-# and 1.5e-7 once computed in float32. tests/test_ops_cpu.py fits it anew and measures the error.
+# erf(x / sqrt 2) = tanh(x q(x^2)). This q, highest power first, minimises the largest error of erf over all x: 6e-8,
+# or 1.5e-7 when computed in float32. tests/inference/test_numpy_classifier.py fits it anew and measures the error.
 ERF = (1.75628168e-09, -1.32266419e-07, 3.96477476e-06, -5.53063247e-05, -3.25947278e-05, 0.0363330844, 0.797884941)
 GELU_TANH = (0.044715 * math.sqrt(2 / math.pi), math.sqrt(2 / math.pi))
 SIGMOID = (0.5,)  # sigmoid(x) = (1 + tanh(x / 2)) / 2
 
-CHUNK = (
-    131_072  # elements: few enough to stay in the cache over all passes, enough that threads seldom wait for the lock
-)
+CHUNK = 131_072  # elements: few enough for the cache, and enough that threads seldom wait for Python's lock
 
 
 def tanh_of_polynomial(x: np.ndarray, coefficients: Sequence[float], out: np.ndarray) -> None:
-    """out = tanh(x q(x^2)), where q has these coefficients, highest power first. 1-D float32 arrays."""
+    """out = tanh(x q(x^2)) on 1-D float32 arrays. The coefficients are those of q, highest power first."""
     if len(coefficients) == 1:
         np.multiply(x, coefficients[0], out=out)
     else:
@@ -78,7 +76,7 @@ _IN_PLACE: dict[str, Callable[[np.ndarray], None]] = {
 
 
 def activate(x: np.ndarray, name: str) -> None:
-    """Apply the activation of this name to a contiguous float32 array, in place, in pieces that fit in the cache."""
+    """Apply the named activation to a contiguous float32 array, in place, in pieces that fit in the cache."""
     flat = x.reshape(-1)
     for start in range(0, flat.size, CHUNK):
         _IN_PLACE[name](flat[start : start + CHUNK])

@@ -1,11 +1,11 @@
 """The ways to compute the two parts of a block that are not matrix products: plain MLX, compiled by MLX, our kernels.
 
-`depthwise` computes what `gpu.depthwise_layer_norm_residual` does. `gelu_grn` makes of hidden (N, P, D) and GRN's
-weight (D,) the activations (N, P, D), and the factors (N, D) by which they are still to be multiplied, or None: the
-product behind can take factors on its weight, and GRN's bias as a part of its own.
+`depthwise` computes the same as `gpu.depthwise_layer_norm_residual`. `gelu_grn` turns hidden (N, P, D) and GRN's weight
+(D,) into the activations (N, P, D) and factors (N, D), or None. The next matrix product can apply the factors to its
+weight and add GRN's bias to its own.
 
-Candidates go by their names; those of the depthwise kernel end in the rows and columns of its tile, and the others' in
-what takes the factors.
+Candidates have names. The name of a depthwise kernel ends in the rows and columns of its tile, the name of a GELU
+kernel in what the factors are applied to.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from .proving import Arrays, farthest, kernel_tolerance, name_of, random, uses_t
 from .trials import PLAIN, Operation, Trial
 
 COMPILED = "compiled"
-ON_WEIGHT, ON_INPUT = "kernel, scaled weight", "kernel, scaled input"  # of the product behind GRN
-MORE_STRIPS = ", more strips"  # what such a name ends in with `gpu.MANY_STRIPS`
-MOST_ELEMENTS = 2**24  # of an input that is tried: more images only take longer
+ON_WEIGHT, ON_INPUT = "kernel, scaled weight", "kernel, scaled input"  # of the matrix product after GRN
+MORE_STRIPS = ", more strips"  # the suffix of such a name with `gpu.MANY_STRIPS`
+MOST_ELEMENTS = 2**24  # of a trial's input: more images only take longer
 _EPS = 1e-6
 
 Chain = Callable[[str, int], Callable[[], Any]]
@@ -54,9 +54,9 @@ def gelu_grn(name: str) -> Callable[[mx.array, mx.array], Activations]:
 
 
 def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "") -> Trial:
-    """For x (N, H, W, C) of random numbers; `form` is what else the time of a link depends on.
+    """For x (N, H, W, C) of random numbers. `form` names whatever else the time of a link depends on.
 
-    The numbers are drawn anew each time, the same ones, so that a trial holds no memory.
+    A trial holds no memory: it draws the same numbers again each time.
     """
     shape, channels = _tried(shape), shape[-1]
 
@@ -82,7 +82,7 @@ def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: C
 def gelu_grn_trial(
     shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "", quantized: bool = False
 ) -> Trial:
-    """For hidden (N, P, D) of random numbers, where the weight behind is quantized or not; `form` as above."""
+    """For hidden (N, P, D) of random numbers. `quantized` refers to the next product's weight; `form` is as above."""
     shape = _tried(shape)
 
     def inputs() -> tuple[mx.array, mx.array]:
@@ -107,7 +107,7 @@ def gelu_grn_trial(
 def _limit(
     tolerance: float, results: Callable[[str], Arrays], expected: Callable[[], Arrays]
 ) -> Callable[[str], float]:
-    """What a candidate may differ by: a kernel by the tolerance, what MLX compiles by twice what plain MLX does."""
+    """How far a candidate may differ: by the tolerance or, if MLX compiles it, by twice plain MLX's own difference."""
 
     def allowed(name: str) -> float:
         return max(tolerance, 2 * farthest(results(PLAIN), expected())) if name == COMPILED else tolerance
@@ -144,6 +144,6 @@ def _gelu_scaled(hidden: mx.array, weight: mx.array, enough: int) -> Activations
 
 
 def _tried(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape, with fewer images where there are more than it takes to fill a GPU."""
+    """The shape, with no more images than it takes to fill a GPU."""
     batch, *rest = shape
     return (max(1, min(batch, MOST_ELEMENTS // prod(rest))), *rest)

@@ -1,4 +1,4 @@
-"""Functions of arrays with a gradient of their own, which equals that of a plain form."""
+"""Functions of arrays with their own gradient, equal to the gradient of a plain form."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def differentiable(
     backward: Callable[..., tuple[mx.array, ...]],
     plain_form: Callable[..., mx.array],
 ) -> Any:
-    """A function from arrays to (result, *kept): `forward`, whose gradient is `backward`.
+    """A function from arrays to (result, *kept): `forward` with the gradient `backward`.
 
     Args:
-        forward: arrays -> (result, *kept), where `kept` is for the gradient alone.
+        forward: arrays -> (result, *kept), where only the gradient needs `kept`.
         backward: (*arrays, *kept, the gradient of the result) -> the gradients of the arrays.
-        plain_form: arrays -> result, in operations that MLX can differentiate. Its gradients serve forward mode and
-            second derivatives, which would be silently wrong otherwise.
+        plain_form: arrays -> result, in operations that MLX can differentiate. It provides forward mode and second
+            derivatives, which would otherwise be silently wrong.
     """
     function, gradient = mx.custom_function(forward), mx.custom_function(backward)
 

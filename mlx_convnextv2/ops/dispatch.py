@@ -1,7 +1,7 @@
 """The hot operations of the block, each computed by the path that `choose` names.
 
-Plain MLX is in `plain`; `gpu` and `gpu_backward` have kernels of our own for Metal and CUDA. Where the path is
-"numpy", `inference` computes whole models; single operations, which training needs, are in the files `numpy_*`.
+Plain MLX is in `plain`; our own kernels for Metal and CUDA are in `gpu` and `gpu_backward`. On the path "numpy",
+`inference` computes whole models, and the files `numpy_*` compute the single operations that training needs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _wanted: ContextVar[str | None] = ContextVar("wanted", default=None)
 
 @contextmanager
 def path(name: str | None) -> Iterator[None]:
-    """In this context, and in this thread, the operations take the path of this name; None leaves the choice."""
+    """In this context and thread the operations take the named path; None leaves the choice open."""
     token = _wanted.set(name)
     try:
         yield
@@ -37,10 +37,10 @@ def path(name: str | None) -> Iterator[None]:
 
 
 def asked(path: str | None = None) -> str | None:
-    """The path that the argument, the context or the environment decides for, as `choose` says; None where none does.
+    """The path set by the argument, the context or the environment (see `choose`), or None.
 
     Raises:
-        ValueError: a path that does not exist.
+        ValueError: there is no such path.
     """
     for wanted, name in (
         (path, "path"),
@@ -55,21 +55,21 @@ def asked(path: str | None = None) -> str | None:
 
 
 def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
-    """The path for a block of so many channels in this dtype: "plain", "kernel" or "numpy".
+    """The path for a block with this dtype and number of channels: "plain", "kernel" or "numpy".
 
-    An argument other than "auto" decides, then the context of `path`, then the environment variable
-    MLX_CONVNEXTV2_OPS. Else the rule is:
+    The argument decides, then the context of `path`, then the environment variable MLX_CONVNEXTV2_OPS, unless they
+    are "auto". Otherwise the rule is:
 
-    - on a GPU "kernel", for float32, float16 and bfloat16 and at most `gpu.MOST_CHANNELS` channels;
-    - on a CPU under Linux "numpy", where MLX's own operations are scalar: whole models in inference, single
-      operations elsewhere, but for what is traced and so has no values yet, which is plain;
-    - else "plain".
+    - "kernel" on a GPU, for float32, float16 and bfloat16 and at most `gpu.MOST_CHANNELS` channels;
+    - "numpy" on a CPU under Linux, where MLX's own operations are scalar. Inference computes whole models this way,
+      everything else single operations. Traced arrays have no values yet, so they take the plain form;
+    - "plain" otherwise.
 
-    Matrix products, the strided convolutions and what happens once a stage are MLX's own on a GPU: they move their
-    operands once.
+    On a GPU, MLX itself computes the matrix products, the strided convolutions and whatever runs once per stage: they
+    move their operands only once.
 
     Raises:
-        ValueError: a path that does not exist.
+        ValueError: there is no such path.
     """
     if wanted := asked(path):
         return wanted
@@ -126,8 +126,8 @@ def patch_conv2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
 
 def _by_kernel(name: str, kernel: Any, plain_form: Callable[..., mx.array], *arrays: mx.array) -> mx.array:
-    """By the kernel, or by its plain form where nobody asked for kernels and this one is wrong on this device."""
-    from . import trust  # here, where it is needed
+    """Run the kernel, or its plain form if the kernel is wrong on this device and nobody asked for kernels."""
+    from . import trust
 
     def by_kernel(*arrays: mx.array) -> mx.array:
         return kernel(*arrays)[0]
@@ -137,7 +137,7 @@ def _by_kernel(name: str, kernel: Any, plain_form: Callable[..., mx.array], *arr
 
 
 def _have_values(*arrays: mx.array) -> bool:
-    """Whether numpy can compute with these now: not while a function is traced, when arrays have no values yet.
+    """Whether numpy can compute with these arrays now. While a function is traced, arrays have no values.
 
     So `mx.compile`, `mx.vmap` and exports get plain MLX, which an exported graph can hold.
     """

@@ -17,17 +17,17 @@ import mlx.core as mx
 
 from . import plain
 
-LANES = 32  # of a simdgroup, or warp
-MOST_THREADS = 256  # of a threadgroup: with all its registers it fits on every GPU
+LANES = 32  # per simdgroup (Metal) or warp (CUDA)
+MOST_THREADS = 256  # per threadgroup: with all its registers it fits on every GPU
 MOST_CHANNELS = 4096  # of the depthwise kernel, whose threads hold their channels in registers
-MOST_ELEMENTS = 2**31 - 1  # of an image in the depthwise kernel, which counts places in 32 bits
-_TILES = ((4, 4), (2, 4), (1, 4), (1, 2))  # rows and columns of the depthwise kernel's, the largest first
-_SMALLEST_TILE = (1, 1)  # which only a measurement takes
-_MOST_SUMS = 16  # that a thread of the depthwise kernel holds in registers, but in the smallest tile
+MOST_ELEMENTS = 2**31 - 1  # per image in the depthwise kernel, whose offsets have 32 bits
+_TILES = ((4, 4), (2, 4), (1, 4), (1, 2))  # rows and columns of the depthwise kernel's tiles, the largest first
+_SMALLEST_TILE = (1, 1)  # chosen only by measurement
+_MOST_SUMS = 16  # that a thread of the depthwise kernel holds in registers, except in the smallest tile
 _ENOUGH_THREADGROUPS = 64  # to keep a GPU busy
 ENOUGH_STRIPS = 128  # threadgroups of a pass over the activations, to keep a GPU busy
-MANY_STRIPS = 512  # which only a measurement takes
-_LEAST_PIXELS = 32  # of a strip: four for each of its simdgroups
+MANY_STRIPS = 512  # chosen only by measurement
+_LEAST_PIXELS = 32  # per strip: four for each of its simdgroups
 
 DEPTHWISE_HEADERS = ("lanes.h", "reduce.h", "depthwise_layer_norm.h")
 GELU_HEADERS = ("lanes.h", "gelu.h", "strips.h", "gelu_grn.h")
@@ -51,7 +51,7 @@ POSITIONS = {
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel: what goes in and out, and the body, which hands it to a function of these headers in `kernels/`."""
+    """A kernel: its inputs, outputs and body. The body calls a function from the headers, which are in `kernels/`."""
 
     name: str
     headers: tuple[str, ...]
@@ -92,9 +92,9 @@ class Kernel:
 
 @cache
 def source(dialect: str, headers: tuple[str, ...]) -> str:
-    """What precedes a kernel's body: files of `kernels/` for "metal" or "cuda".
+    """The text before a kernel's body: files of `kernels/` for "metal" or "cuda".
 
-    Without comments and indentation, because an exported graph holds the text of every launch.
+    It has no comments or indentation, because an exported graph holds the text of every launch.
     """
     folder = files(__package__) / "kernels"
     texts = ((folder / name).read_text("utf-8") for name in (f"dialect_{dialect}.h", *headers))
@@ -103,7 +103,7 @@ def source(dialect: str, headers: tuple[str, ...]) -> str:
 
 
 def _positions(dialect: str, body: str) -> str:
-    """Definitions of those of `POSITIONS` that the body names: MLX passes what it finds in the text."""
+    """Definitions of the `POSITIONS` that the body names: MLX passes only the attributes that it finds in the text."""
     return "".join(
         f"  const {value};\n" for name, value in POSITIONS[dialect].items() if re.search(rf"\b{name}\b", body)
     )
@@ -122,7 +122,7 @@ def _build(kernel: Kernel, dialect: str) -> Any:
 
 
 def _depthwise_kernel(normalise: bool, residual: bool) -> Kernel:
-    """Without the LayerNorm or the residual sum, their arguments are others that the function leaves alone."""
+    """Without the LayerNorm or the residual sum, other arrays stand in for their arguments and are not read."""
     norm = ("norm_weight", "norm_bias", "epsilon") if normalise else ()
     norm_weight, norm_bias, epsilon = norm or ("bias", "bias", "bias")
     residual_bias = "residual_bias" if residual else "bias"
@@ -186,14 +186,14 @@ _GELU_SCALED = Kernel(
 
 
 def tap_major(weight: mx.array) -> mx.array:
-    """A depthwise convolution's weight (C, 7, 7, 1) -> (7, 7, C), so that neighbouring lanes read neighbours."""
+    """A depthwise convolution's weight (C, 7, 7, 1) -> (7, 7, C): neighbouring lanes read neighbouring values."""
     return weight.squeeze(-1).transpose(1, 2, 0)
 
 
 def depthwise_conv2d(x: mx.array, taps: mx.array, bias: mx.array) -> mx.array:
     """Depthwise 7x7, padding 3, plus bias: x (N, H, W, C), taps (7, 7, C), bias (C,) -> (N, H, W, C).
 
-    This and its two other forms are plain MLX for images of more than `MOST_ELEMENTS`.
+    For images of more than `MOST_ELEMENTS`, this function and the next two use plain MLX.
     """
     if prod(x.shape[1:]) > MOST_ELEMENTS:
         return mx.conv2d(x, channel_major(taps), padding=3, groups=x.shape[-1]) + bias
@@ -219,9 +219,9 @@ def depthwise_layer_norm_residual(
     residual_bias: mx.array,
     tile: tuple[int, int] | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """`depthwise_layer_norm`, and x + residual_bias (C,), which the block's last product adds its own to.
+    """`depthwise_layer_norm`, and x + residual_bias (C,), to which the block's last product is added.
 
-    `tile` is one of `tiles`, by default that of `tile_of`.
+    `tile` is one of `tiles`; the default is the tile of `tile_of`.
     """
     if prod(x.shape[1:]) > MOST_ELEMENTS:
         output = plain.depthwise_layer_norm(x, channel_major(taps), bias, norm_weight, norm_bias, eps)
@@ -235,8 +235,8 @@ def depthwise_layer_norm_residual(
 def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, int, int, int]:
     """How the depthwise kernel divides x (N, H, W, C): channels per thread, threads, and rows and columns of a tile.
 
-    Large tiles read less twice, small ones make more threadgroups: the largest of `_TILES` whose sums the registers
-    hold and that leaves enough threadgroups, else the smallest.
+    Large tiles read fewer pixels twice; small tiles make more threadgroups. The choice is the largest of `_TILES` whose
+    sums fit in registers and which leaves enough threadgroups, or else the smallest.
     """
     channels_per_thread, threads = _threads_of(channels)
     for rows, columns in _TILES:
@@ -247,7 +247,7 @@ def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, in
 
 
 def tiles(channels: int) -> list[tuple[int, int]]:
-    """Rows and columns of all tiles that may be launched for so many channels."""
+    """Rows and columns of every tile that may be launched for this number of channels."""
     channels_per_thread, _ = _threads_of(channels)
     fitting = [tile for tile in _TILES[:-1] if channels_per_thread * prod(tile) <= _MOST_SUMS]
     return [*fitting, _TILES[-1], _SMALLEST_TILE]
@@ -276,14 +276,14 @@ def _depthwise(kernel: Kernel, x: mx.array, *others: mx.array, tile: tuple[int, 
 def gelu_sum_of_squares(hidden: mx.array, enough: int = ENOUGH_STRIPS) -> tuple[mx.array, mx.array]:
     """hidden (N, P, D) -> GELU(hidden) and the sums of its squares over strips of pixels, (N, strips, D) in float32.
 
-    There are as many strips as make `enough` threadgroups, if there are pixels for them.
+    There are enough strips for `enough` threadgroups, as far as the pixels allow.
     """
     output, sums = _strips(_GELU_SUM_OF_SQUARES, hidden, enough=enough)
     return output, sums
 
 
 def sum_of_squares_of_gelu(hidden: mx.array, enough: int = ENOUGH_STRIPS) -> mx.array:
-    """The sums of `gelu_sum_of_squares` alone: where the activations are scaled, GELU is cheaper computed twice."""
+    """Only the sums of `gelu_sum_of_squares`. `gelu_scaled` computes GELU again, which costs less than keeping it."""
     return _strips(_SUM_OF_SQUARES_OF_GELU, hidden, enough=enough)[0]
 
 
@@ -301,7 +301,7 @@ def gelu_scaled(hidden: mx.array, scale: mx.array, enough: int = ENOUGH_STRIPS) 
 
 
 def strips_of(batch: int, pixels: int, channels: int, enough: int = ENOUGH_STRIPS) -> int:
-    """How many strips an image's pixels are divided into, for hidden (N, P, D)."""
+    """The number of strips that an image's pixels are divided into, for hidden (N, P, D)."""
     _, across = _vectors_of(channels)
     return min(-(-enough // (across * batch)), -(-pixels // _LEAST_PIXELS))
 
@@ -313,9 +313,9 @@ def _vectors_of(channels: int) -> tuple[int, int]:
 
 
 def _strips(kernel: Kernel, hidden: mx.array, *others: mx.array, enough: int) -> list[mx.array]:
-    """A pass over hidden (N, P, D) in threadgroups of some channels x strips of pixels x images.
+    """A pass over hidden (N, P, D). Its grid of threadgroups is groups of channels x strips of pixels x images.
 
-    As many strips as make enough threadgroups, and no more: their sums are read again by one threadgroup an image.
+    There are no more strips than it takes, because one threadgroup per image reads all their sums again.
     """
     batch, pixels, channels = hidden.shape
     vector, across = _vectors_of(channels)
@@ -332,7 +332,7 @@ def _strips(kernel: Kernel, hidden: mx.array, *others: mx.array, enough: int) ->
 
 
 def channel_major(taps: mx.array) -> mx.array:
-    """`tap_major` undone: (7, 7, C) -> (C, 7, 7, 1)."""
+    """The inverse of `tap_major`: (7, 7, C) -> (C, 7, 7, 1)."""
     return taps.transpose(2, 0, 1)[..., None]
 
 

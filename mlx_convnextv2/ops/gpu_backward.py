@@ -1,7 +1,7 @@
-"""The gradients of the hot operations as GPU kernels, beside those of `gpu`: the same source, dtypes and sums.
+"""The gradients of the hot operations as GPU kernels, in the manner of `gpu`: one source, the same dtypes and sums.
 
-No kernel uses atomics: what threadgroups sum apart is summed afterwards in one order, so that the same input gives the
-same bits.
+No kernel uses atomics. The threadgroups' partial sums are added in a fixed order, so the same input gives the same
+bits.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import mlx.core as mx
 from . import gpu, plain
 from .gpu import Kernel
 
-KERNEL = 7  # rows and columns of the depthwise convolution's
-_MOST_SUMS = 8  # that a thread of the kernel through the LayerNorm holds twice in registers, but in the smallest tile
-_COLUMNS = 7  # pixels at a time of the weight's gradient: it divides the sides of all stages at 224 pixels
-_WEIGHT_THREADS = 64  # of its threadgroups, at most
+KERNEL = 7  # rows and columns of the depthwise convolution's kernel
+_MOST_SUMS = 8  # that a thread of the LayerNorm's gradient holds twice in registers, except in the smallest tile
+_COLUMNS = 7  # pixels per step of the weight's gradient: 7 divides the sides of all stages at 224 pixels
+_WEIGHT_THREADS = 64  # per threadgroup of the weight's gradient, at most
 _WEIGHT_THREADGROUPS = 512  # to keep a GPU busy with threads that each hold few sums
 
 NORM_GRADIENT_HEADERS = (*gpu.DEPTHWISE_HEADERS, "depthwise_norm_gradient.h")
@@ -98,9 +98,9 @@ def depthwise_layer_norm_gradient(
     cotangent: mx.array,
     eps: float,
 ) -> tuple[mx.array, ...]:
-    """The gradients of `plain.depthwise_layer_norm`'s five arguments for that of its result, (N, H, W, C).
+    """The gradients of `plain.depthwise_layer_norm`'s five arguments, given the gradient of its result, (N, H, W, C).
 
-    The convolution is computed again rather than kept. That of x has x's dtype, the others are float32.
+    The convolution is computed again rather than kept. The gradient of x has x's dtype, the others are float32.
     """
     if prod(x.shape[1:]) > gpu.MOST_ELEMENTS:
         plain_form = partial(plain.depthwise_layer_norm, eps=eps)
@@ -115,7 +115,7 @@ def depthwise_layer_norm_gradient(
 def depthwise_norm_gradient(
     x: mx.array, taps: mx.array, bias: mx.array, norm_weight: mx.array, cotangent: mx.array, eps: float
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """From the LayerNorm's result to the convolution's: the gradient there (N, H, W, C), and the norm's own, (C,)."""
+    """Backwards through the LayerNorm: the gradient of the convolution (N, H, W, C) and of the norm's weights (C,)."""
     batch, height, width, channels = x.shape
     channels_per_thread, threads, rows, columns = tile_of(batch, height, width, channels)
     tiles = -(-height // rows) * -(-width // columns)
@@ -131,7 +131,7 @@ def depthwise_norm_gradient(
 
 
 def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, int, int, int]:
-    """As `gpu.tile_of`: that kernel's threads, and a tile of which a thread can hold each sum twice."""
+    """As `gpu.tile_of`, for a tile whose sums each thread can hold twice."""
     channels_per_thread, threads, rows, columns = gpu.tile_of(batch, height, width, channels)
     while rows > 1 and channels_per_thread * rows * columns > _MOST_SUMS:
         rows //= 2
@@ -139,7 +139,7 @@ def tile_of(batch: int, height: int, width: int, channels: int) -> tuple[int, in
 
 
 def depthwise_weight_gradient(x: mx.array, cotangent: mx.array) -> tuple[mx.array, mx.array]:
-    """Of the depthwise convolution: x and its result's gradient (N, H, W, C) -> those of taps (7, 7, C), bias (C,)."""
+    """x and the convolution's gradient, (N, H, W, C) each -> the gradients of taps (7, 7, C) and bias (C,)."""
     batch, height, _, channels = x.shape
     threads = min(_WEIGHT_THREADS, -(-channels // gpu.LANES) * gpu.LANES)
     across = -(-channels // threads)
@@ -158,14 +158,15 @@ def depthwise_weight_gradient(x: mx.array, cotangent: mx.array) -> tuple[mx.arra
 def gelu_grn_gradient(
     x: mx.array, weight: mx.array, squares: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """The gradients of `plain.gelu_grn`'s arguments for that of its result, (N, H, W, D).
+    """The gradients of `plain.gelu_grn`'s arguments, given the gradient of its result, (N, H, W, D).
 
-    `squares` (N, strips, D) are `gpu.sum_of_squares_of_gelu`'s. That of x has x's dtype, the others are float32.
+    `squares` (N, strips, D) come from `gpu.sum_of_squares_of_gelu`. The gradient of x has x's dtype, the others are
+    float32.
     """
     hidden = x.reshape(x.shape[0], -1, x.shape[-1])  # (N, H, W, D) -> (N, H * W, D)
     gradient = cotangent.reshape(hidden.shape)
     batch, strips, channels = squares.shape
-    vector = 4 if channels % 4 == 0 else 1  # neighbouring channels of a thread
+    vector = 4 if channels % 4 == 0 else 1  # neighbouring channels per thread
     groups = -(-channels // (vector * gpu.LANES)), strips, batch
     products, sums = _GELU_GRN_SUMS(
         *(hidden, gradient),

@@ -13,11 +13,11 @@ from .numpy_parts import Part, as_numpy, deal, new, parts_of, sum_of_rows
 
 RADIUS = 3  # of the depthwise convolution
 KERNEL = 2 * RADIUS + 1
-LOOP = 512  # elements that an inner loop should have to be worth its start
+LOOP = 512  # elements that make an inner loop worth starting
 
 
 def depthwise_conv2d(padded: np.ndarray, kernel: np.ndarray, out: np.ndarray) -> None:
-    """(H + 6, W + 6, C), the image in a border of zeros -> (H, W, C); kernel (7, 7, C)."""
+    """The image in a border of zeros (H + 6, W + 6, C), kernel (7, 7, C) -> (H, W, C)."""
     height, width, channels = out.shape
     # A loop runs over the channels of `columns` neighbouring positions, with the kernel repeated for each.
     columns = min(width, ceil(LOOP / channels))
@@ -39,7 +39,7 @@ def depthwise_layer_norm(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """x (N, H, W, C), weight (C, 7, 7, 1), the others (C,) -> the result (N, H, W, C), in float32.
 
-    And what the gradient takes: the normalised convolution (N, H, W, C) and the scales that normalised it (N, H, W).
+    It also returns what the gradient needs: the normalised convolution (N, H, W, C) and its scales (N, H, W).
     """
     (result, y), (saved, normed), (saved_scales, scales) = (new(shape) for shape in (x.shape, x.shape, x.shape[:3]))
     image, taps, b, w, shift = (as_numpy(array) for array in (x, weight, bias, norm_weight, norm_bias))
@@ -73,9 +73,9 @@ def depthwise_layer_norm_gradient(
     saved_scales: mx.array,
     cotangent: mx.array,
 ) -> tuple[mx.array, ...]:
-    """The gradients of the five arguments, in float32, for that of the result, (N, H, W, C).
+    """The gradients of the five arguments, in float32, given the gradient of the result, (N, H, W, C).
 
-    Of the input it is the convolution of the gradient with the flipped taps.
+    The input's gradient is the convolution of the result's gradient with the flipped taps.
     """
     gradient, dx = new(x.shape)
     _, convolved = new(x.shape)  # the gradient of the convolution's result
@@ -116,8 +116,7 @@ def _convolve(x: np.ndarray, part: Part, taps: np.ndarray, out: np.ndarray) -> N
 
 
 def _correlate(padded: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """The taps' gradient (7, 7, C): the sums of the products of what each saw, (n, rows + 6, W + 6, C), and
-    (n, rows, W, C)."""
+    """The padded input (n, rows + 6, W + 6, C) and the gradient (n, rows, W, C) -> the taps' gradient (7, 7, C)."""
     image, row, column, element = padded.strides
     shape = KERNEL, KERNEL, *gradient.shape
     windows = as_strided(padded, shape, (row, column, image, row, column, element))
@@ -125,7 +124,7 @@ def _correlate(padded: np.ndarray, gradient: np.ndarray) -> np.ndarray:
 
 
 def _padded(x: np.ndarray, part: Part) -> np.ndarray:
-    """The rows of a part and three around them, zeros outside of the image: (n, rows + 6, W + 6, C)."""
+    """A part with a border of three pixels, zeros outside the image: (n, rows + 6, W + 6, C)."""
     images, rows = part
     height, width, channels = x.shape[1:]
     first, last = max(rows.start - RADIUS, 0), min(rows.stop + RADIUS, height)

@@ -13,14 +13,14 @@ from .activations import ERF, gated, tanh_of_polynomial
 from .numpy_parts import as_numpy, deal, new, parts_of, sum_by_image, sum_of_rows
 from .plain import FLOAT32_TINY
 
-CHUNK = 2**15  # elements that all passes are made over before the next: the cache holds some arrays of them
+CHUNK = 2**15  # elements per chunk: the cache holds several arrays of this size through all passes
 TINY = np.float32(FLOAT32_TINY)
 
 
 def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, mx.array]:
     """x (N, H, W, D), weight and bias (1, 1, 1, D) -> the result (N, H, W, D), in float32.
 
-    And what the gradient takes: each channel's sum of squares (N, D).
+    It also returns what the gradient needs: each channel's sum of squares (N, D).
     """
     result, y = new(x.shape)
     hidden, w, b = as_numpy(x), as_numpy(weight).reshape(-1), as_numpy(bias).reshape(-1)
@@ -51,10 +51,10 @@ def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, m
 def gelu_grn_gradient(
     x: mx.array, weight: mx.array, _: mx.array, sums_of_squares: mx.array, cotangent: mx.array
 ) -> tuple[mx.array, ...]:
-    """The gradients of x, weight and bias, in float32, for that of the result, (N, H, W, D).
+    """The gradients of x, weight and bias, in float32, given the gradient of the result, (N, H, W, D).
 
     With a = GELU(x), g its norms, m their mean over channels plus 1e-6 and s = 1 + weight g / m, the result is
-    a s + bias. Of g the gradient is dg = (u - mean(u g) / m) / m, where u = weight * sum(dy a); so that of a is
+    a s + bias. The gradient of g is dg = (u - mean(u g) / m) / m, where u = weight * sum(dy a). The gradient of a is
     dy s + a dg / g.
     """
     gradient, dx = new(x.shape)
@@ -65,7 +65,7 @@ def gelu_grn_gradient(
     biases = np.empty((len(parts), channels), np.float32)
 
     def sum_products(i: int) -> None:
-        """Phi(x), which dx holds until it is used below, and the sums over positions."""
+        """Compute the sums over positions, and Phi(x), which dx holds until it is used below."""
         product: np.ndarray = np.zeros((len(hidden[parts[i]]), channels), np.float32)
         for image, h, d, phi in _chunks(hidden[parts[i]], dy[parts[i]], dx[parts[i]]):
             tanh_of_polynomial(h.reshape(-1), ERF, phi.reshape(-1))
@@ -114,7 +114,7 @@ def _norms(sums_of_squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _chunks(*arrays: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """The index of the image and some positions (P, D) of three arrays (n, H, W, D)."""
+    """Three arrays (n, H, W, D) in chunks: the index of the image, and some positions (P, D) of each array."""
     channels = arrays[0].shape[-1]
     step = max(1, CHUNK // channels)
     for image, (x, y, z) in enumerate(zip(*arrays, strict=True)):

@@ -23,7 +23,7 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
 
 def linear_gradient(x: mx.array, weight: mx.array, _: mx.array, cotangent: mx.array) -> tuple[mx.array, ...]:
-    """The gradients of x, weight and bias, in float32, for that of the result, (..., out)."""
+    """The gradients of x, weight and bias, in float32, given the gradient of the result, (..., out)."""
     outs, ins = weight.shape
     (of_x, dx), (of_w, dw), (of_b, db) = (new(shape) for shape in (x.shape, (outs, ins), (outs,)))
     rows, w, dy = as_numpy(x).reshape(-1, ins), as_numpy(weight), as_numpy(cotangent).reshape(-1, outs)
@@ -33,7 +33,7 @@ def linear_gradient(x: mx.array, weight: mx.array, _: mx.array, cotangent: mx.ar
         np.matmul(dy[part], w, out=dx[part])
 
     def weight_part(part: slice) -> None:
-        """Along the weight's longer side, so that no sums are left to add."""
+        """Parts run along the weight's longer side, so no partial sums remain to be added."""
         if outs >= ins:
             np.matmul(dy[:, part].T, rows, out=dw[part])
         else:

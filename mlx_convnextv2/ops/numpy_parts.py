@@ -1,6 +1,6 @@
-"""Arrays of MLX computed in numpy, in parts that are dealt to all cores.
+"""MLX's arrays computed in numpy, in parts that are dealt to all cores.
 
-What is summed over parts is summed in their order, so that the same input gives the same bits.
+Sums over parts are added in a fixed order, so the same input gives the same bits.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ..runtime.forks import check_not_forked
 from ..runtime.numpy_blas import find_blas
 from ..runtime.threads import MAX_WORKERS, available_cpus, for_each
 
-PART = 2**18  # elements of a part: few enough to stay in a core's cache
+PART = 2**18  # elements per part: few enough for a core's cache
 
-Part = tuple[slice, slice]  # some images, and rows of each
+Part = tuple[slice, slice]  # some images, and some rows of each
 
 
 def as_numpy(array: mx.array) -> np.ndarray:
-    """The values in float32: the array's own memory where they are float32 already, else a copy."""
+    """The values in float32: the array's own memory if it is float32 already, else a copy."""
     if array.dtype != mx.float32:
         check_not_forked()
     return np.ascontiguousarray(np.array(array.astype(mx.float32), copy=False))
@@ -38,7 +38,7 @@ def new(shape: Sequence[int]) -> tuple[mx.array, np.ndarray]:
 
 
 def workers() -> int:
-    """How many threads `deal` uses. One where numpy's BLAS brings threads of its own that cannot be held back."""
+    """The number of threads for `deal`: one if numpy's BLAS starts its own threads and cannot be limited."""
     return min(available_cpus(), MAX_WORKERS) if find_blas() else 1
 
 
@@ -50,7 +50,7 @@ def deal(function: Callable[[Any], None], items: Iterable[Any]) -> None:
 
 
 def parts_of(shape: Sequence[int]) -> list[Part]:
-    """Images (N, H, W, C) in parts: as many for each worker, of whole images or of rows of one."""
+    """Images (N, H, W, C) in parts, the same number for each worker: whole images, or rows of one."""
     batch, height, width, channels = shape
     image = height * width * channels
     strips = min(height, max(ceil(image / PART), ceil(workers() / batch)))
@@ -60,13 +60,13 @@ def parts_of(shape: Sequence[int]) -> list[Part]:
 
 
 def slices(size: int, count: int = 1) -> list[slice]:
-    """0 to size in at least `count` slices of about the same length, as many for each worker if there are enough."""
+    """0 to size in at least `count` slices of about the same length, if possible the same number for each worker."""
     count = min(size, ceil(max(count, 1) / workers()) * workers())
     return [slice(*edges) for edges in pairwise(size * i // count for i in range(count + 1))]
 
 
 def sum_by_image(parts: Sequence[Part], values: Iterable[np.ndarray], batch: int) -> np.ndarray:
-    """values (n, D) of each part -> (N, D)."""
+    """The values (n, D) of each part -> their sums by image (N, D)."""
     sums = list(values)
     total = np.zeros((batch, sums[0].shape[1]), np.float32)
     for (images, _), value in zip(parts, sums, strict=True):

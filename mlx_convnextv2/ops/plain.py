@@ -1,4 +1,4 @@
-"""The hot operations in MLX's own: what every fast path must equal, and what runs where there is none."""
+"""The hot operations in MLX's own operations. Every fast path must equal them; they run where there is none."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def linear(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
 
 
 def patch_conv2d(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
-    """A convolution without padding, its stride the size of its kernel.
+    """A convolution without padding whose stride is the size of its kernel.
 
     x (N, H, W, C), weight (O, h, w, C), bias (O,) -> (N, H // h, W // w, O).
     """

@@ -1,4 +1,4 @@
-"""Whether a candidate computes what plain MLX computes, on this device."""
+"""Whether a candidate gives the same results as plain MLX on this device."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ Arrays = Sequence[mx.array]
 
 
 def prove(compute: Callable[[], Arrays], expected: Arrays, allowed: float) -> str | None:
-    """Why the candidate's results cannot be trusted: an exception, a shape, a NaN, a difference. None: they can.
+    """Why the candidate's results cannot be trusted (an exception, a shape, a NaN, a difference), or None if they can.
 
     Args:
-        compute: runs the candidate; whatever it raises is a reason, a kernel that does not compile for one.
-        expected: the right results, of the same shapes, in float32. Where they are not finite, so may be the others.
-        allowed: how far the results may be away, as a part of the largest magnitude of each.
+        compute: runs the candidate. Any exception is a reason, such as a kernel that does not compile.
+        expected: the right results, of the same shapes, in float32. Where they are not finite, the candidate's need
+            not be either.
+        allowed: the largest difference, as a fraction of the largest magnitude of each result.
 
     Raises:
-        RuntimeError: there is not enough memory, which is no fault of the candidate's.
+        RuntimeError: there is not enough memory, which is not the candidate's fault.
     """
     try:
         results = compute()
@@ -46,7 +47,7 @@ def prove(compute: Callable[[], Arrays], expected: Arrays, allowed: float) -> st
 
 
 def distance(result: mx.array, right: mx.array) -> float:
-    """The largest difference between two arrays of one shape, as a part of the second's largest finite magnitude."""
+    """The largest difference of two arrays of one shape, as a fraction of the second's largest finite magnitude."""
     result, right = result.astype(mx.float32), right.astype(mx.float32)
     finite = mx.isfinite(right)
     difference = mx.where(finite, mx.abs(result - right), 0).max()
@@ -55,12 +56,12 @@ def distance(result: mx.array, right: mx.array) -> float:
 
 
 def farthest(results: Arrays, expected: Arrays) -> float:
-    """The largest `distance` of several arrays; plain MLX itself has one, because it rounds after each operation."""
+    """The largest `distance` of several arrays. It is not 0 for plain MLX, which rounds after each operation."""
     return max(distance(*pair) for pair in zip(results, expected, strict=True))
 
 
 def kernel_tolerance(dtype: mx.Dtype, tf32: bool = False) -> float:
-    """What a kernel may differ by from plain MLX in float32. `tf32`: that comes of factors which MLX rounds."""
+    """How far a kernel may differ from plain MLX in float32. `tf32`: MLX rounds the factors of products."""
     return tolerances.KERNEL["float16" if tf32 and dtype == mx.float32 else name_of(dtype)]
 
 
@@ -74,7 +75,7 @@ def uses_tf32() -> bool:
 
 
 def random(shape: tuple[int, ...], dtype: mx.Dtype, key: int) -> mx.array:
-    """Numbers of a normal distribution, the same for the same key."""
+    """Normally distributed numbers, the same for the same key."""
     return mx.random.normal(shape, key=mx.random.key(key)).astype(dtype)
 
 

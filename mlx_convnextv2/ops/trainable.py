@@ -1,7 +1,7 @@
-"""The hot operations with gradients of their own: by our GPU kernels, and in numpy.
+"""The hot operations with their own gradients: by our GPU kernels, and in numpy.
 
-Each is a function from arrays to (result, *what the gradient takes). Whatever computes them, the dtypes are those of
-plain MLX: the result has the type that its arguments have together, a gradient that of its argument.
+Each is a function from arrays to the result and whatever its gradient needs. The dtypes are always those of plain MLX:
+the result has the common type of its arguments, and a gradient has the type of its argument.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What there is to find out about an operation on a device, and what is known."""
+"""What is to be found out about an operation on a device, and what is known."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from .proving import Arrays
 
 PLAIN = "plain"
-TIE = 0.03  # what is slower by no more than this part is as fast
+TIE = 0.03  # candidates that are slower by no more than this fraction count as equally fast
 
 
 @dataclass(frozen=True)
 class Operation:
-    """What is computed: its name, the shape and dtype of its input, and whatever else decides how fast."""
+    """An operation: its name, the shape and dtype of its input, and whatever else affects its speed."""
 
     name: str
     shape: tuple[int, ...]
@@ -31,13 +31,14 @@ class Trial:
     """An operation, and how to try its candidates.
 
     Args:
-        candidates: their names; of equally fast ones the first computes. `PLAIN` is one of them, and trusted.
-        rule: the one that computes as long as nothing was measured.
-        expected: the right results in float32.
-        results: those of a candidate, for the same inputs.
-        allowed: how far these may be away (see `prove`).
-        chain: a function that runs so many links, each of which needs the result of the one before, and waits.
-        links: the fewest and the most of a chain.
+        candidates: their names. Of equally fast candidates the first is chosen. `PLAIN` is one of them, and trusted.
+        rule: the candidate to use until something is measured.
+        expected: computes the right results in float32.
+        results: computes a candidate's results for the same inputs.
+        allowed: how far a candidate's results may differ (see `prove`).
+        chain: (candidate, links) -> a function that runs this number of links and waits. Each link needs the result of
+            the one before.
+        links: the smallest and the largest number of links in a chain.
     """
 
     operation: Operation
@@ -56,11 +57,11 @@ class Verdict:
 
     Args:
         rule: the static rule's candidate.
-        proven: the candidates that compute what plain MLX does.
-        failures: why the others do not.
-        begun: how many processes began to try a candidate and came to no end.
-        seconds: of one link, by candidate, once it was measured.
-        given_up: it is not to be measured again, because a whole budget was too little.
+        proven: the candidates with the same results as plain MLX.
+        failures: by candidate, why it is not to be used.
+        begun: by candidate, how many processes began to try it and did not finish.
+        seconds: by candidate, the seconds of one link, once measured.
+        given_up: never measure this operation again, because a whole budget was too small.
     """
 
     rule: str
@@ -72,7 +73,7 @@ class Verdict:
 
     @property
     def choice(self) -> str:
-        """Who computes: the fastest, or of those within `TIE` of it the rule's, or else the first."""
+        """The fastest candidate. Of those within `TIE` of it, the rule's is preferred, then the first."""
         if self.seconds:
             limit = min(self.seconds.values()) * (1 + TIE)
             fast = [name for name, seconds in self.seconds.items() if seconds <= limit]
@@ -81,7 +82,7 @@ class Verdict:
 
     @property
     def reason(self) -> str:
-        """Why the choice is that."""
+        """Why `choice` was chosen."""
         if self.seconds:
             return "measured"
         return f"{self.rule} is wrong here" if self.rule in self.failures else "the rule"
@@ -92,7 +93,7 @@ class Verdict:
 
     @classmethod
     def of(cls, rule: str, kept: Any, candidates: tuple[str, ...]) -> Verdict:
-        """From what a file holds, of which nothing is believed that could not have been written by us."""
+        """From the content of a file; anything that we could not have written is ignored."""
         try:
             verdict = cls(rule, **kept)
             names = [*verdict.proven, *verdict.failures, *verdict.begun, *verdict.seconds]

@@ -1,4 +1,4 @@
-"""Whether a kernel may stand for its plain form where gradients are taken: tried once on a machine, like all others."""
+"""Whether a kernel may replace its plain form where gradients are taken: tried once per machine, like all kernels."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Form = Callable[..., mx.array]
 
 
 def is_right(name: str, kernel: Form, plain_form: Form, arrays: Sequence[mx.array]) -> bool:
-    """Whether a function of arrays and its gradients are those of its plain form on this device.
+    """Whether a function of arrays and its gradients equal those of its plain form on this device.
 
-    Random numbers are tried: for the first array, of the shape (N, H, W, C), few positions of as many channels, and
-    others like the rest. So this can be asked while a function is traced, when its own arrays have no values.
+    The trial uses random numbers, so it works while a function is traced and its arrays have no values. The first
+    array (N, H, W, C) keeps its channels but has few positions; the others keep their shapes.
     """
     x, *rest = arrays
     shape = (*(min(pair) for pair in zip(x.shape, _MOST, strict=False)), x.shape[-1])
@@ -45,7 +45,7 @@ def is_right(name: str, kernel: Form, plain_form: Form, arrays: Sequence[mx.arra
         return results(PLAIN, mx.float32)
 
     def allowed(name: str) -> float:
-        """In half types gradients come of results that were rounded, in plain MLX more often."""
+        """In half types, gradients are computed from rounded results, and plain MLX rounds more often."""
         return max(kernel_tolerance(x.dtype, uses_tf32()), 2 * farthest(results(PLAIN), expected()))
 
     trial = Trial(operation, (KERNEL, PLAIN), KERNEL, expected, results, allowed, _not_measured)

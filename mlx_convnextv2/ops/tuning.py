@@ -1,9 +1,9 @@
-"""Who computes an operation on this device: of the candidates that are right here, the fastest.
+"""Which candidate computes an operation on this device: the fastest of those that are right here.
 
-Each operation has a candidate that a static rule names, and others. Before the first use the rule's is compared with
-plain MLX (`prove`), which takes its place where it is wrong. Then, within a budget, all that are right are timed in
-turns (`measure`), and the fastest computes from then on. What was found is kept on this machine (`files.user_cache`)
-under everything that it depends on, so that nothing is tried twice, until one of these changes.
+A static rule names one candidate of each operation. Before its first use it is compared with plain MLX (`prove`), and
+plain MLX replaces it if it is wrong. Then all right candidates are timed in turns within a budget (`measure`), and the
+fastest computes from then on. The verdicts are kept on this machine (`files.user_cache`) under everything that they
+depend on, so nothing is tried twice until one of these things changes.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ from .trials import PLAIN, Operation, Trial, Verdict
 
 VARIABLE = "MLX_CONVNEXTV2_TUNE"
 BUDGET = 2.0  # seconds of measuring in a process
-_LIVES = 2  # processes that may end while they try a candidate: the first may have been killed by its user
+_LIVES = 2  # processes that may end while they try a candidate: a user may have killed the first
 _ROUNDS, _LEAST_ROUNDS = 7, 3
-_CHAIN = 4e-3  # seconds that a chain should take, so that starting it counts for little
+_CHAIN = 4e-3  # seconds that a chain should take, to make its start negligible
 
 
 class WrongKernelWarning(UserWarning):
-    """What should compute an operation does not do so on this device, and something else does."""
+    """A candidate is wrong on this device, and another one computes the operation instead."""
 
 
 class Tuner:
     """The verdicts of one process. Its methods may be called from any thread, one at a time within `session`.
 
     Args:
-        machine: what a verdict depends on besides the operation; `machine()` where it is None.
-        measures: whether to measure; proven is everything anyway.
-        again: whether to find out anew what is known already, and to measure although it cannot be kept.
+        machine: what a verdict depends on besides the operation; None means `machine()`.
+        measures: whether to measure. Candidates are proven in any case.
+        again: whether to ignore earlier verdicts, and to measure even if the results cannot be kept.
         budget: seconds for all measurements together.
-        clock: tells seconds.
+        clock: returns the time in seconds.
         say: tells a user at a terminal what takes time.
     """
 
@@ -85,8 +85,10 @@ class Tuner:
 
     @contextmanager
     def session(self) -> Iterator[None]:
-        """Where `prove` and `measure` are called. Two processes do not measure at once, and one that can keep nothing
-        does not measure. At its end the first failures that were found become one warning."""
+        """Call `prove` and `measure` within this context. At its end, one warning reports the failures.
+
+        Two processes never measure at once, and a process that can keep nothing does not measure.
+        """
         with self._lock, user_cache.alone() as alone:
             self._alone = alone or self._again
             yield
@@ -95,7 +97,7 @@ class Tuner:
                 warnings.warn(self._warning(), WrongKernelWarning, stacklevel=2)
 
     def known(self, trial: Trial) -> Verdict:
-        """What is known without trying anything, as within a trace."""
+        """What is known without trying anything. Within a trace, nothing can be tried."""
         operation = trial.operation
         if operation not in self._verdicts:
             kept = None if self._again else user_cache.read(self._key(operation))
@@ -103,13 +105,13 @@ class Tuner:
         return self._verdicts[operation]
 
     def prove(self, trial: Trial) -> Verdict:
-        """Find out whether the rule's candidate is right, unless that is known."""
+        """Find out whether the rule's candidate is right, unless this is known."""
         verdict = self.known(trial)
         self._prove(trial, verdict, (trial.rule,))
         return verdict
 
     def measure(self, trial: Trial) -> Verdict:
-        """Find out which candidate is the fastest, unless that is known or the budget is spent."""
+        """Find out which candidate is the fastest, unless this is known or the budget is spent."""
         verdict = self.prove(trial)
         if verdict.settled or not self._measures or not self._alone or self._left <= 0:
             return verdict
@@ -120,7 +122,7 @@ class Tuner:
         deadline = start + self._left
         anew = self._prove(trial, verdict, trial.candidates, deadline)
         right = [name for name in trial.candidates if name == PLAIN or name in verdict.proven]
-        if len(right) + len(verdict.failures) == len(trial.candidates):  # else the next process goes on
+        if len(right) + len(verdict.failures) == len(trial.candidates):  # otherwise the next process continues
             if len(right) > 1:
                 verdict.seconds = self._time(trial, verdict, right, deadline)
             verdict.given_up = not verdict.seconds and (len(right) == 1 or (whole_budget and not anew))
@@ -129,7 +131,7 @@ class Tuner:
         return verdict
 
     def _prove(self, trial: Trial, verdict: Verdict, names: tuple[str, ...], deadline: float = math.inf) -> list[str]:
-        """Try those of the candidates that were not, until the deadline; which they were."""
+        """Try the untried candidates until the deadline, and return the ones that were tried."""
         unknown = [name for name in names if name not in (PLAIN, *verdict.proven, *verdict.failures)]
         if not unknown:
             return []
@@ -154,21 +156,21 @@ class Tuner:
 
     @contextmanager
     def _noted(self, trial: Trial, verdict: Verdict, name: str) -> Iterator[None]:
-        """Around a candidate that may end the process, as an error of the GPU does in MLX, so that the next knows."""
+        """Record that a candidate is being tried: a GPU error in MLX ends the process, and the next one must know."""
         before = verdict.begun.get(name, 0)
-        if self._alone:  # else the one that is noted may be alive
+        if self._alone:  # otherwise the process that made the note may be alive
             verdict.begun[name] = before + 1
             self._keep(trial.operation, verdict)
         try:
             yield
-        finally:  # after an exception, too, which Ctrl-C is
+        finally:  # also after an exception, such as Ctrl-C's
             verdict.begun.pop(name, None)
 
     def _time(self, trial: Trial, verdict: Verdict, names: list[str], deadline: float) -> dict[str, float]:
-        """The median seconds of a link of each of these candidates; nothing where the time was too short."""
+        """The median seconds of one link of each of these candidates; empty if the time was too short."""
         clock, (least, most) = self._clock, trial.links
         chains: dict[str, Callable[[], Any]] = {}
-        for name in sorted(names, key=lambda name: name != verdict.choice):  # it decides how long the chains are
+        for name in sorted(names, key=lambda name: name != verdict.choice):  # the first sets their length
             try:
                 if not chains:
                     shortest = trial.chain(name, least)
@@ -222,10 +224,10 @@ def _say(message: str) -> None:
 
 
 def measuring() -> bool | None:
-    """What MLX_CONVNEXTV2_TUNE asks for: False ("0") to measure nothing, True ("1") to measure on a CPU, too, or None.
+    """What MLX_CONVNEXTV2_TUNE asks for: "0" (False) measures nothing, "1" (True) measures on a CPU too; else None.
 
     Raises:
-        ValueError: it says something else.
+        ValueError: it has another value.
     """
     value = os.environ.get(VARIABLE, "")
     if value not in ("", "0", "1"):
@@ -240,7 +242,7 @@ def shared() -> Tuner:
 
 
 def machine() -> dict[str, str]:
-    """What the verdict on an operation depends on: the device, the system, MLX, this package and its kernels' text."""
+    """What a verdict depends on: the device, the system, MLX, this package and the text of its kernels."""
     info = mx.device_info()
     return {
         "device": str(info.get("device_name", "an unknown device")),
@@ -255,7 +257,7 @@ def machine() -> dict[str, str]:
 
 @cache
 def _digest() -> str:
-    """Of the kernels' text and of what launches them."""
+    """A digest of the kernels' text and of the modules that launch them."""
     folder = files(__package__)
     launchers = (folder / name for name in ("gpu.py", "gpu_backward.py", "candidates.py", "trainable.py"))
     texts = [*(folder / "kernels").iterdir(), *launchers]
