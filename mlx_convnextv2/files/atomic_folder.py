@@ -22,7 +22,7 @@ _REPLACED = ".replaced.partial"
 
 @dataclass(frozen=True)
 class Kind:
-    """What a writer makes, and all that it may replace: folders that hold one file of each of these groups."""
+    """The kind of folder that a writer makes and may replace: it holds one file of each of these groups."""
 
     name: str
     files: tuple[tuple[str, ...], ...]
@@ -36,15 +36,15 @@ CHECKPOINT = Kind("a checkpoint folder", (("config.json",), (WEIGHTS_FILE, INDEX
 
 @contextmanager
 def new_folder(target: str | os.PathLike[str], overwrite: bool = False, kind: Kind = CHECKPOINT) -> Iterator[Path]:
-    """A temporary folder beside `target` to fill, renamed to `target` at the end, removed if an exception is raised.
+    """A temporary folder beside `target`, to be filled. It becomes `target` at the end, or is removed on an exception.
 
-    What a killed process has left beside `target` is removed as well. Of two that write to one target at a time the
-    first to finish wins, and the other gets a FileExistsError.
+    Anything that a killed process has left beside `target` is removed too. If two processes write to one target at the
+    same time, the first to finish wins, and the other gets a FileExistsError.
 
     Args:
-        target: must not exist, or be an empty folder, unless `overwrite`.
-        overwrite: replace `target` where it is of the same kind; anything else is left alone.
-        kind: of what is written.
+        target: must not exist, or must be an empty folder, unless `overwrite`.
+        overwrite: replace `target` if it is of the same kind; anything else is left alone.
+        kind: the kind of folder that is written.
 
     Raises:
         FileExistsError: `target` exists.
@@ -73,7 +73,7 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False, kind: Ki
                 parent.rmdir()
         if isinstance(error, OSError) and error.errno in _NO_SPACE:
             raise OSError(f"{target} cannot be written, for lack of space ({error.strerror})") from None
-        if isinstance(error, RuntimeError) and str(error).startswith("[write]"):  # MLX's, which does not say why
+        if isinstance(error, RuntimeError) and str(error).startswith("[write]"):  # MLX's error, which does not say why
             raise OSError(f"{target} cannot be written, most likely for lack of space ({error})") from None
         raise
     finally:
@@ -83,7 +83,7 @@ def new_folder(target: str | os.PathLike[str], overwrite: bool = False, kind: Ki
 
 @contextmanager
 def _naming(target: str | os.PathLike[str]) -> Iterator[None]:
-    """Let the system's error speak of the folder that was asked for, rather than of one made on the way."""
+    """Let the system's error name the requested folder instead of a temporary one."""
     try:
         yield
     except OSError as error:
@@ -91,12 +91,12 @@ def _naming(target: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _make_locked(folder: Path) -> int:
-    """Make a folder and take its lock, which is held as long as this process lives."""
+    """Make a folder and take its lock, which the system releases if this process dies."""
     while True:
         folder.mkdir()
         lock = os.open(folder, os.O_RDONLY)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else another process took it for abandoned before it was locked
+        if folder.exists():  # otherwise another process removed it as abandoned before it was locked
             return lock
         os.close(lock)
 
@@ -120,7 +120,7 @@ def _put_in_place(temporary: Path, path: Path, overwrite: bool, kind: Kind) -> N
 def _clear_if_abandoned(folder: Path, path: Path) -> None:
     """Remove a temporary folder whose process is gone (a live one holds its lock).
 
-    If it holds the checkpoint that was being replaced, and nothing has come to its place, put that back.
+    If it holds the checkpoint that was being replaced, and nothing has taken its place, put it back.
     """
     try:
         lock = os.open(folder, os.O_RDONLY)
@@ -141,18 +141,18 @@ def _clear_if_abandoned(folder: Path, path: Path) -> None:
 
 
 def check_writable(target: str | os.PathLike[str]) -> None:
-    """Raise the OSError that `new_folder` would raise where nothing can be written, rather than after long work."""
+    """Raise early, before long work, the OSError that `new_folder` would raise if nothing can be written."""
     path = Path(target).absolute()
     nearest = next(parent for parent in path.parents if parent.exists())
     with _naming(target):
         tried = nearest / f".{path.name}.{secrets.token_hex(4)}{_PARTIAL}"
         tried.mkdir()
-        with suppress(FileNotFoundError):  # another process took it for abandoned
+        with suppress(FileNotFoundError):  # another process removed it as abandoned
             tried.rmdir()
 
 
 def check_target(target: str | os.PathLike[str], overwrite: bool = False, kind: Kind = CHECKPOINT) -> None:
-    """Raise a FileExistsError if `new_folder` would not write to `target`, a ValueError if that is empty."""
+    """Raise a FileExistsError if `new_folder` would not write to `target`, or a ValueError if the name is empty."""
     if not os.fspath(target):
         raise ValueError("the folder to write needs a name")
     path = Path(target)
@@ -161,7 +161,7 @@ def check_target(target: str | os.PathLike[str], overwrite: bool = False, kind: 
         raise NotADirectoryError(f"{target} cannot be written: {nearest} is not a folder")
     if path.resolve() == Path.cwd():
         raise FileExistsError("the current folder cannot be replaced: choose another one")
-    # another folder can be renamed to neither a link nor where a disk is mounted
+    # a folder cannot be renamed onto a link or a mount point
     replaceable = path.is_dir() and not path.is_symlink() and not os.path.ismount(path)
     if not os.path.lexists(path) or (replaceable and not any(path.iterdir())):
         return

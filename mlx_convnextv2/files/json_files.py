@@ -1,4 +1,4 @@
-"""JSON files: read within bounds, written as the Hub's are."""
+"""JSON files, read within bounds and written in the Hub's format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_JSON_MARKS = 300_000  # commas and brackets; ImageNet-22k's labels, both wa
 
 
 def read_json(path: str | Path) -> Any:
-    """The parsed content of a JSON file; one that is none, or too large, is a ValueError that names it."""
+    """The parsed content of a JSON file. A ValueError names a file that is not JSON or is too large."""
     if Path(path).stat().st_size > _MAX_JSON_BYTES:
         raise ValueError(f"{path} has more than {_MAX_JSON_BYTES // 10**6} MB, so it is no checkpoint's JSON file")
     content = Path(path).read_bytes()
@@ -24,6 +24,6 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file as the Hub's are written: indented, in UTF-8."""
+    """Write a JSON file like the Hub's: indented, in UTF-8."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # half a surrogate pair: JSON's escape, too
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON's escape for half a pair, too

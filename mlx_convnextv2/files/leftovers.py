@@ -1,4 +1,4 @@
-"""What training leaves in a checkpoint: wrappers before the weights' names, averaged copies, an optimizer's state."""
+"""What training leaves in a checkpoint: wrappers in the weights' names, averaged copies, an optimizer's state."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _AVERAGED = ("ema", "ema_model", "model_ema", "ema_net", "averaged_model", "swa_
 _PLAIN = ("module", "_orig_mod", "model", "online_model", "net", "network", "student", "teacher")
 WRAPPERS = re.compile(rf"^(({'|'.join((*_AVERAGED, *_PLAIN))})\.)+")
 
-# First words that no tensor of a known scheme has, and the counters that norms and averages keep.
+# First words that no tensor of a known scheme begins with, and the counters of norms and averages.
 _LEFTOVERS = re.compile(
     r"(optimizer|optimizers|optimizer_states?|optim|lr_schedulers?|scheduler|scaler|grad_scaler|loss_scaler|amp_scaler"
     r"|state|param_groups|rng_state|callbacks|loops|criterion|loss_fn)\."
@@ -23,19 +23,20 @@ _AVERAGE_COUNTER = "n_averaged"
 
 
 def is_leftover(key: str) -> bool:
-    """Whether a tensor of this name belongs to training: told by the name alone."""
+    """Whether a tensor belongs to training, judged by its name alone."""
     return _LEFTOVERS.match(WRAPPERS.sub("", key)) is not None
 
 
 def unwrap(keys: Collection[str], leftovers: Collection[str] = ()) -> tuple[dict[str, str], list[str]]:
-    """The key of each weight by its name without wrappers, and the keys of copies that an averaged one stands for.
+    """The key of each weight by its name without wrappers, and the keys of copies that an averaged copy replaces.
 
     Args:
-        keys: of the weights.
-        leftovers: what the file holds besides, which may tell that a copy is averaged.
+        keys: the weights' keys.
+        leftovers: the other keys of the file, which may show that a copy is averaged.
 
     Raises:
-        ValueError: weights are there twice and it is not clear which copy is the average, or that one is not whole.
+        ValueError: there are two copies of the weights, and it is unclear which is the average, or the average is
+            incomplete.
     """
     prefixes = {key: (WRAPPERS.match(key) or [""])[0] for key in keys}
     names: dict[str, list[str]] = {}

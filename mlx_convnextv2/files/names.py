@@ -1,4 +1,4 @@
-"""What the files of a checkpoint folder are called."""
+"""The names of the files in a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 CARD_FILE = "README.md"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# In the order in which they are looked for.
+# In order of preference.
 WEIGHTS_FILES = (WEIGHTS_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
-PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar")  # the last is timm's, and no tar file
+PYTORCH_SUFFIXES = (".bin", ".pt", ".pth", ".pth.tar")  # the last is timm's, and is not a tar file
 
-# What `export` writes, by a file of it: no checkpoints, and told from them.
+# The files by which an export is told from a checkpoint.
 GRAPH_FILE = "model.mlxfn"
 PROGRAM_FILE = "Data/com.apple.CoreML/model.mlmodel"
 ONNX_FILE = "model.onnx"

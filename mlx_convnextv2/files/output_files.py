@@ -1,4 +1,4 @@
-"""The files that a command writes beside what it prints: refused before the work begins, and written whole."""
+"""The files that a command writes: checked before the work begins, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
 
 def check(file: Path) -> None:
-    """Raises OSError where `file` could not be written, rather than after minutes of work."""
+    """Raise an OSError now if `file` cannot be written, instead of after minutes of work."""
     if file.exists():
         with file.open("ab"):
             pass
@@ -23,10 +23,10 @@ def check(file: Path) -> None:
 
 
 def write(file: Path, data: bytes) -> None:
-    """Write `file` whole; what was there stays where that fails.
+    """Write `file` whole. If this fails, the old file stays.
 
     Raises:
-        OSError: it cannot be written, for lack of space say.
+        OSError: it cannot be written, for example for lack of space.
     """
     if not _is_replaced(file):
         file.write_bytes(data)
@@ -42,7 +42,7 @@ def _is_replaced(file: Path) -> bool:
 
 @contextmanager
 def _partial(file: Path) -> Iterator[Path]:
-    """A name beside `file` for what is not whole yet; the system's errors speak of `file`."""
+    """A name beside `file` for unfinished data. The system's errors name `file` instead."""
     beside = file.resolve()
     partial = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}.partial")
     try:
@@ -51,17 +51,17 @@ def _partial(file: Path) -> Iterator[Path]:
         why = "for lack of space " if error.errno in _NO_SPACE else ""
         raise OSError(error.errno, f"it cannot be written {why}({error.strerror})", str(file)) from None
     finally:
-        with suppress(OSError):  # as where the folder is a file
+        with suppress(OSError):  # for example if the folder is a file
             partial.unlink()
 
 
 @contextmanager
 def temporary_files() -> Iterator[None]:
-    """Let the error of a disk that fills with our temporary files say what helps."""
+    """If our temporary files fill the disk, let the error say what helps."""
     try:
         yield
     except OSError as error:
-        causes = (error, error.__context__)  # `save` says it in a sentence of its own
+        causes = (error, error.__context__)  # `save` raises its own error from the system's
         if not any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes):
             raise
         place = tempfile.gettempdir()

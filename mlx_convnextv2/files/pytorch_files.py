@@ -1,4 +1,4 @@
-"""Weights in PyTorch's own files (.bin, .pt, .pth, .pth.tar), read by PyTorch itself: the extra `torch`.
+"""Weights in PyTorch's own files (.bin, .pt, .pth, .pth.tar), read by PyTorch itself (the extra `torch`).
 
 Only tensors and plain containers are ever unpickled (`weights_only=True`): a file cannot run code.
 """
@@ -21,20 +21,20 @@ from .leftovers import is_leftover
 from .tensors import DTYPES, Header, Tensor
 from .zip_files import is_zip, read_stored_entries
 
-# Where training scripts put the weights, the averaged ones first, as timm does.
+# Where training scripts put the weights. The averaged weights come first, as in timm.
 _NESTED_KEYS = (
     *("model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "ema"),
     *("model", "state_dict", "model_state_dict", "module", "net", "network", "student", "teacher"),
 )
-_MAX_NESTING = 20  # a dictionary may hold itself
+_MAX_NESTING = 20  # a dictionary may contain itself
 _MAX_PICKLE_BYTES = 4_000_000  # names and sizes of huge's tensors and of an optimizer's take 400 kB
-_MAX_SHARING = 4  # tensors may share their values, as an average does with the weights that it starts from
+_MAX_SHARING = 4  # tensors may share values, as an average and its initial weights do
 
 
 class _StandIn:
-    """An object of a class that training scripts store values of beside the weights: it takes all and keeps nothing.
+    """Stands in for an object that training scripts store beside the weights: it accepts anything and keeps nothing.
 
-    The classes themselves, which would have to believe what a file says, are never called.
+    The real classes are never called, because they would have to trust the file.
     """
 
     def __init__(self, *_: object):
@@ -45,7 +45,7 @@ class _StandIn:
 
 
 _STAND_INS: list[Any] = [
-    type(name, (_StandIn,), {"__module__": module})  # PyTorch knows a class by these two
+    type(name, (_StandIn,), {"__module__": module})  # PyTorch identifies a class by its name and module
     for module, name in (
         *(("argparse", "Namespace"), ("numpy", "dtype"), ("numpy", "ndarray")),
         *((f"numpy.{core}.multiarray", made) for core in ("core", "_core") for made in ("scalar", "_reconstruct")),
@@ -54,7 +54,7 @@ _STAND_INS: list[Any] = [
 
 
 def read_pytorch_header(file: Path) -> Header:
-    """The tensors of a PyTorch file, and by name what else it holds."""
+    """The tensors of a PyTorch file, and the names of everything else in it."""
     tensors, dropped = _load(file)
     names = {str(dtype): dtype for dtype in DTYPES}
     header = {}
@@ -82,7 +82,7 @@ class PyTorchTensors(Mapping[str, mx.array]):
         import torch
 
         tensor = self._tensors[key].detach().contiguous()
-        if tensor.dtype == torch.bfloat16:  # which numpy does not have
+        if tensor.dtype == torch.bfloat16:  # numpy has no bfloat16
             return mx.array(tensor.view(torch.uint16).numpy()).view(mx.bfloat16)
         return mx.array(tensor.numpy())
 
@@ -94,7 +94,7 @@ class PyTorchTensors(Mapping[str, mx.array]):
 
 
 def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
-    """The state dictionary in a PyTorch file, memory-mapped where the file allows, and the names of what it leaves."""
+    """The state dictionary of a PyTorch file, memory-mapped if possible, and the names of everything left out."""
     try:
         import torch
     except ImportError:
@@ -106,7 +106,7 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
     entries = read_stored_entries(file) if is_zip(file) else None
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch's, of old files and of itself
+            warnings.simplefilter("ignore")  # PyTorch's warnings about old files and about itself
             content = _load_legacy(file) if entries is None else _load_zip(file, entries)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -114,15 +114,15 @@ def _load(file: Path) -> tuple[dict[str, Any], list[str]]:
         raise ValueError(
             f"{file} holds {what}, which is never unpickled: save the model's state_dict() instead"
         ) from None
-    except Exception as error:  # damaged files lead to errors of many kinds
+    except Exception as error:  # damaged files raise many kinds of errors
         raise ValueError(f"{file} is truncated or corrupt ({one_line(error)}): download it again") from None
     return _state_dict(content, file)
 
 
 def _load_zip(file: Path, entries: Mapping[str, int]) -> Any:
-    """The content of a file as PyTorch writes them since 1.6, its tensors mapped into memory.
+    """The content of a file in the format since PyTorch 1.6, with tensors mapped into memory.
 
-    PyTorch takes it for granted that each entry is as large as the pickle says.
+    Entries are checked here, because PyTorch assumes that each is as large as the pickle says.
     """
     import torch
 
@@ -136,14 +136,14 @@ def _load_zip(file: Path, entries: Mapping[str, int]) -> Any:
         return storage
 
     content = torch.load(file, map_location=count, weights_only=True, mmap=True)
-    del mapped[0]  # which may be read more than once
+    del mapped[0]  # empty entries may be read more than once
     if mapped - Counter(of_tensors.values()):
         raise ValueError("tensors of other sizes than their entries")
     return content
 
 
 def _load_legacy(file: Path) -> Any:
-    """The content of a file from before PyTorch 1.6, which begins with pickles, copied to memory."""
+    """The content of a file from before PyTorch 1.6, copied to memory. Such a file begins with pickles."""
     import torch
 
     with _FewPickles(io.FileIO(file)) as opened:
@@ -151,12 +151,12 @@ def _load_legacy(file: Path) -> Any:
 
 
 class _FewPickles(io.BufferedReader):
-    """A file whose pickles may not be long: `readinto` has no bound, by which PyTorch reads the tensors behind them."""
+    """A file that limits the length of its pickles. PyTorch reads the tensors by `readinto`, which has no limit."""
 
     _left = _MAX_PICKLE_BYTES
 
     def fileno(self) -> int:
-        raise io.UnsupportedOperation  # with a descriptor PyTorch would look for a tar file first, as written in 2016
+        raise io.UnsupportedOperation  # with a descriptor, PyTorch would first try its tar format of 2016
 
     def read(self, size: int | None = -1, /) -> bytes:
         self._spend(size)
@@ -202,7 +202,7 @@ def _state_dict(content: Any, file: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_whole(tensor: Any) -> bool:
-    """Whether each value has a place of its own: not in sparse tensors, those without data and expanded ones."""
+    """Whether each value has its own memory, unlike in sparse, expanded or meta tensors."""
     import torch
 
     dense = tensor.layout == torch.strided and not tensor.is_meta

@@ -26,8 +26,8 @@ _QUANTIZED_DTYPES = {"U32": mx.uint32, "U8": mx.uint8}  # of MLX's quantized wei
 
 
 def read_safetensors_header(file: Path) -> Header:
-    """What a safetensors file holds, without reading the tensors; one that is damaged is a ValueError."""
-    with file.open("rb") as opened:  # which names the file if it may not be read
+    """What a safetensors file holds, without reading the tensors. A damaged file is a ValueError."""
+    with file.open("rb") as opened:  # its error names a file that may not be read
         header_bytes = int.from_bytes(opened.read(8), "little")
     if header_bytes > _MAX_HEADER_BYTES:
         raise ValueError(f"{file} is truncated or corrupt (a header of {header_bytes} bytes): download it again")
@@ -51,17 +51,17 @@ def read_safetensors_header(file: Path) -> Header:
 
 
 def read_safetensors(file: Path) -> Mapping[str, mx.array]:
-    """The tensors of a safetensors file by key; each is read when MLX evaluates it."""
+    """The tensors of a safetensors file by key. Each is read when MLX evaluates it."""
     try:
         return mx.load(str(file))  # type: ignore[return-value]  # a dict for safetensors
     except RuntimeError as error:
-        if "unsupported dtype" in str(error):  # MLX refuses the file for a leftover of float64, say
+        if "unsupported dtype" in str(error):  # MLX refuses a whole file because of one float64 leftover
             return _MappedTensors(file)
         raise ValueError(f"{file} cannot be read ({one_line(error)}): download it again") from None
 
 
 class _MappedTensors(Mapping[str, mx.array]):
-    """The tensors of a safetensors file whose header has been checked, each copied when it is asked for."""
+    """The tensors of a safetensors file whose header has been checked. Each is copied when it is asked for."""
 
     def __init__(self, file: Path):
         with file.open("rb") as opened:
@@ -86,12 +86,12 @@ class _MappedTensors(Mapping[str, mx.array]):
 def save_weights(
     folder: Path, weights: dict[str, mx.array], metadata: Mapping[str, str], max_shard_bytes: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write model.safetensors, or shards of at most `max_shard_bytes` (a larger tensor gets one alone) and an index.
+    """Write model.safetensors, or an index and shards of at most `max_shard_bytes`. A larger tensor gets its own shard.
 
-    `weights` is emptied: a tensor that nobody else holds gives its memory back as soon as it is written.
+    `weights` is emptied: a tensor that nobody else holds is freed as soon as it is written.
 
     Raises:
-        OSError: a file cannot be written, for lack of space say.
+        OSError: a file cannot be written, for example for lack of space.
     """
     total = sum(array.nbytes for array in weights.values())
     shards: list[dict[str, mx.array]] = [{}]
@@ -114,9 +114,9 @@ def save_weights(
 
 
 def _save_file(file: Path, weights: dict[str, mx.array], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file (https://github.com/huggingface/safetensors, "Format"), a tensor at a time.
+    """Write a safetensors file (https://github.com/huggingface/safetensors, "Format"), one tensor at a time.
 
-    MLX computes the next tensors while one is written. `weights` is emptied on the way.
+    MLX computes the next tensors while one is written. `weights` is emptied.
     """
     names = {dtype: name for name, dtype in {**_FILE_DTYPES, **_QUANTIZED_DTYPES}.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -126,7 +126,7 @@ def _save_file(file: Path, weights: dict[str, mx.array], metadata: Mapping[str, 
         header[name] = {"dtype": names[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
         offset = end
     encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)  # the tensors begin at a multiple of 8 bytes
+    encoded += b" " * (-len(encoded) % 8)  # tensors begin at a multiple of 8 bytes
     with file.open("wb") as opened:
         opened.write(len(encoded).to_bytes(8, "little") + encoded)
         ahead: deque[mx.array] = deque()

@@ -1,4 +1,4 @@
-"""One tensor of a file, not read yet, and the dtypes that a checkpoint may have."""
+"""A tensor of a file, not read yet, and the dtypes that a checkpoint may have."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a file, not read yet: its key there, and its shape and dtype.
+    """A tensor of a file, not read yet: its key in the file, its shape and its dtype.
 
-    `transpose` says that the shape is MLX's and the file has the convolution in PyTorch's layout.
+    `transpose` means that `shape` is in MLX's layout, while the file has the convolution in PyTorch's.
     """
 
     file: Path
@@ -26,7 +26,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds: the format that it states ("pt" where it states none), its tensors, and what is left out."""
+    """What a file holds: its stated format ("pt" if it states none), its tensors, and the keys that are left out."""
 
     format: str
     tensors: dict[str, Tensor]

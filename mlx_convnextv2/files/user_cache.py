@@ -1,7 +1,7 @@
-"""Small results that are worth keeping on this machine: JSON files in the user's cache folder, one for each key.
+"""Small results worth keeping on this machine: JSON files in the user's cache folder, one for each key.
 
-A key is a dict of whatever a result depends on; a result kept under another key is never returned. Nothing here raises
-an error of the disk: what cannot be read is not there, and what cannot be written is not kept.
+A key is a dict of everything that a result depends on. A result kept under another key is never returned. Disk errors
+are never raised: an unreadable result counts as missing, and one that cannot be written is not kept.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = "MLX_CONVNEXTV2_CACHE"
-_MOST_BYTES = 65_536  # of a file: ours have some hundreds
+_MOST_BYTES = 65_536  # per file: ours have a few hundred
 
 
 def folder() -> Path | None:
-    """The folder that MLX_CONVNEXTV2_CACHE names, else `mlx_convnextv2` in the system's folder for caches.
+    """The folder that MLX_CONVNEXTV2_CACHE names, or `mlx_convnextv2` in the system's folder for caches.
 
-    That is ~/Library/Caches on macOS and XDG_CACHE_HOME, or ~/.cache, elsewhere. None where nobody has a home.
+    The system's folder is ~/Library/Caches on macOS, and XDG_CACHE_HOME or ~/.cache elsewhere. The result is None if
+    the user has no home.
     """
     if chosen := os.environ.get(VARIABLE):
         return Path(os.path.expanduser(chosen))
@@ -32,13 +33,13 @@ def folder() -> Path | None:
         parent = "~/Library/Caches"
     else:
         wanted = os.environ.get("XDG_CACHE_HOME", "")
-        parent = wanted if os.path.isabs(wanted) else "~/.cache"  # the convention says to ignore a relative one
+        parent = wanted if os.path.isabs(wanted) else "~/.cache"  # the convention is to ignore a relative path
     path = Path(os.path.expanduser(parent))
     return path / "mlx_convnextv2" if path.is_absolute() else None
 
 
 def read(key: dict[str, Any]) -> dict[str, Any] | None:
-    """What was kept under the key; None where there is nothing, or something else, or nothing whole."""
+    """The value kept under the key, or None if it is missing, incomplete or of another key."""
     path = _path(key)
     try:
         if path is None or path.stat().st_size > _MOST_BYTES:
@@ -53,7 +54,7 @@ def read(key: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def write(key: dict[str, Any], value: dict[str, Any]) -> bool:
-    """Keep a value in place of what the key had, whole or not at all; whether it could be kept."""
+    """Keep a value under the key, whole or not at all. Returns whether it could be kept."""
     path = _path(key)
     if path is None:
         return False
@@ -77,9 +78,9 @@ def write(key: dict[str, Any], value: dict[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def alone() -> Iterator[bool]:
-    """Whether this process is the only one between here and the end of the block, and the folder can be written.
+    """Whether this process is the only one in this block until its end, and the folder can be written.
 
-    The system lets go when a process ends in whatever way, so that one that was killed is in nobody's way.
+    The system releases the lock when a process ends, so a killed process blocks nobody.
     """
     lock = _open_lock()
     if lock is None:
@@ -118,5 +119,5 @@ def _path(key: dict[str, Any]) -> Path | None:
 
 
 def _as_json(value: Any) -> Any:
-    """The value as it comes back from a file: tuples are lists there."""
+    """The value as it would come back from a file, where tuples are lists."""
     return json.loads(json.dumps(value))

@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights, and who reads them."""
+"""Which files of a folder hold its weights, and how they are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .tensors import Header
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder: the first of `WEIGHTS_FILES`, or the shards that it names."""
+    """The weight files of a checkpoint folder: the first of `WEIGHTS_FILES` that exists, or the shards it names."""
     for name in WEIGHTS_FILES:
         file = folder / name
         if not file.is_file():
@@ -35,7 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The file names that a shard index gives; one that leads out of its folder is a ValueError."""
+    """The file names in a shard index. A name that leads out of its folder is a ValueError."""
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
     if not isinstance(weight_map, Mapping) or not weight_map:
@@ -62,7 +62,7 @@ def read_header(file: Path) -> Header:
 
 
 def read_tensors(file: Path) -> Mapping[str, mx.array]:
-    """The tensors of a file by key, in its own layout. From safetensors, each is read when MLX evaluates it."""
+    """The tensors of a file by key, in the file's layout. With safetensors, each is read when MLX evaluates it."""
     if file.name.endswith(PYTORCH_SUFFIXES):
         from .pytorch_files import PyTorchTensors
 

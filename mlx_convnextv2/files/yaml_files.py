@@ -1,4 +1,4 @@
-"""YAML files of options: read within bounds, since a few bytes of YAML can stand for gigabytes or for minutes."""
+"""YAML files of options, read within bounds: a few bytes of YAML can expand to gigabytes or take minutes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _MAX_BYTES = 100_000
-_MAX_BRACKETS = 100  # a few thousand take the reader minutes
+_MAX_BRACKETS = 100  # a few thousand take minutes to read
 _LINE = "one option a line, as in epochs: 30"
 
 
@@ -17,9 +17,9 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is too large, no YAML, or no such map.
+        ValueError: it is too large, not YAML, or not such a map.
     """
-    import yaml  # with huggingface_hub
+    import yaml  # comes with huggingface_hub
 
     file = Path(path)
     if not file.is_file():
@@ -30,7 +30,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if sum(map(text.count, "[{")) > _MAX_BRACKETS:
         raise ValueError(f"{file} must have {_LINE}")
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could stand for gigabytes
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):  # a few could expand to gigabytes
             raise ValueError(f"{file} refers to itself with *, which is not read: write the values out")
         values = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
@@ -43,7 +43,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_yaml(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """Write such a map, in its order, which `read_yaml` reads."""
+    """Write a map, in its order, for `read_yaml`."""
     import yaml
 
     Path(path).write_text(yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True), encoding="utf-8")

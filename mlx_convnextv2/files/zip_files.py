@@ -1,4 +1,4 @@
-"""The directory of a zip file, read before anybody believes it."""
+"""The directory of a zip file, checked before anything relies on it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from pathlib import Path
 from ..messages import short
 
 _MAX_DIRECTORY_BYTES = 20_000_000  # of 200,000 entries; PyTorch writes one for each tensor
-# What ends a zip file: the directory, from 4 GB on its second end and a pointer to that, and its first end.
+# The end of a zip file. From 4 GB on, the ZIP64 end record and a pointer to it precede the usual end record.
 _END64, _POINTER, _END = struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL"), struct.Struct("<4s4H2LH")
 _ENDS = _END64.size + _POINTER.size + _END.size
 
 
 def is_zip(file: Path) -> bool:
-    """Whether a file begins as a zip file does, which is how PyTorch tells."""
+    """Whether a file begins like a zip file, which is also PyTorch's test."""
     with file.open("rb") as opened:
         return opened.read(4) == b"PK\3\4"
 
 
 def read_stored_entries(file: Path) -> dict[str, int]:
-    """The entries of a zip file of the plain form that PyTorch writes, and the size of each in bytes.
+    """The entries of a zip file in the plain form that PyTorch writes, and the size of each in bytes.
 
     Raises:
-        ValueError: entries are compressed, the file is truncated or corrupt, or of a form that two readers may read in
-            two ways.
+        ValueError: entries are compressed, or the file is truncated, corrupt or ambiguous.
     """
     try:
         _check_end(file)
@@ -45,7 +44,7 @@ def read_stored_entries(file: Path) -> dict[str, int]:
 
 
 def _check_end(file: Path) -> None:
-    """Raise a ValueError unless the file ends in a directory of moderate size and in what leads to it, and no more."""
+    """Raise a ValueError unless the file ends in a directory of moderate size and its end records, and nothing else."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         opened.seek(max(0, size - _ENDS))

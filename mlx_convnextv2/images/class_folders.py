@@ -1,4 +1,4 @@
-"""Labelled images as people keep them: a folder with a folder for each class, perhaps split into train/ and val/."""
+"""Labelled images in the usual form: one folder for each class, perhaps below train/ and val/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..messages import short, some
 from .decode import SUFFIXES, find_images
 
-# What the folders of a split are called, in any case of letters.
+# The names of a split's folders, compared without regard to case.
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
@@ -23,7 +23,7 @@ class ClassFolders:
     """Images and their classes.
 
     Args:
-        classes: the names, in natural order ("2" before "10"); a folder's name, in Unicode's composed form (NFC).
+        classes: the folders' names in Unicode's composed form (NFC), in natural order ("2" before "10").
         files: every image, in the order of the classes and then of the paths.
         labels: the class of each file, an index into `classes`.
     """
@@ -50,7 +50,7 @@ class ClassFolders:
 
 @dataclass(frozen=True)
 class Splits:
-    """Images to train with, to validate with, and perhaps to test with; all three have the classes of `train`."""
+    """Images to train with, to validate with, and perhaps to test with. All have the classes of `train`."""
 
     train: ClassFolders
     val: ClassFolders
@@ -58,14 +58,14 @@ class Splits:
 
 
 def read_class_folders(folder: str | os.PathLike[str]) -> ClassFolders:
-    """The images of `folder`/CLASS/, at any depth, and their classes. What `images.find_images` finds counts.
+    """The images of `folder`/CLASS/, at any depth, and their classes. `images.find_images` decides what is an image.
 
     A class may be a link to a folder. Hidden folders are left out. No image is opened.
 
     Raises:
         FileNotFoundError: no such folder.
         NotADirectoryError: it is a file.
-        ValueError: it has no folders, one of them has no image, or two have one name.
+        ValueError: it has no folders, one of them has no image, or two have the same name.
     """
     root = _existing(folder)
     folders = sorted(_folders_in(root), key=lambda path: natural_key(path.name))
@@ -88,13 +88,13 @@ def read_class_folders(folder: str | os.PathLike[str]) -> ClassFolders:
 
 
 def find_split_folders(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """Which folders of `folder` are splits: "train", "val" and "test" where they are there, or none of them.
+    """The folders of `folder` that are splits: "train", "val" and "test", as far as they exist.
 
-    They are splits where they hold folders themselves; else `train` may be a class, with pictures of trains.
+    Splits hold folders themselves. Otherwise `train` may be a class of pictures of trains.
 
     Raises:
         FileNotFoundError, NotADirectoryError: as `read_class_folders`.
-        ValueError: two folders could be one split, such as val/ and validation/.
+        ValueError: two folders could be the same split, such as val/ and validation/.
     """
     found: dict[str, Path] = {}
     for path in _folders_in(_existing(folder)):
@@ -108,20 +108,20 @@ def find_split_folders(folder: str | os.PathLike[str]) -> dict[str, Path]:
 
 
 def find_splits(folder: str | os.PathLike[str], val_split: float = 0.15, seed: int = 0) -> Splits:
-    """What to train with and what to validate with: `folder`/train/CLASS/ and val/CLASS/, or a split of all images.
+    """The images to train and to validate with: `folder`/train/CLASS/ and val/CLASS/, or a split of all images.
 
-    Without a folder val/ (also valid/ or validation/) this share of each class's images is set aside, at least one and
-    never all. Which ones follows from the seed and from the files' places below the folder alone: images that are
-    added later hardly move others.
+    Without a folder val/ (or valid/, validation/), the share `val_split` of each class's images is set aside: at least
+    one and never all. Only the seed and the files' paths below the folder decide which, so images that are added later
+    hardly move others.
 
     Args:
-        folder: with the class folders, or with train/ above them. A folder test/ is read too.
+        folder: holds the class folders, or train/ above them. A folder test/ is read too.
         val_split: more than 0 and less than 1.
-        seed: another one sets other images aside.
+        seed: a different seed sets different images aside.
 
     Raises:
         FileNotFoundError, NotADirectoryError: as `read_class_folders`.
-        ValueError: as `read_class_folders`; also fewer than two classes, a class without images enough to split, a
+        ValueError: as `read_class_folders`; also fewer than two classes, a class with too few images to split, a
             class of val/ or test/ that train/ lacks, val/ without train/.
     """
     if not 0 < val_split < 1:
@@ -143,13 +143,13 @@ def find_splits(folder: str | os.PathLike[str], val_split: float = 0.15, seed: i
 
 
 def natural_key(name: str) -> list[tuple[bool, int, str]]:
-    """A key that sorts numbers within names by their value; names that differ in leading zeros keep one order."""
+    """A key that sorts numbers within names by value. Names that differ only in leading zeros have a fixed order."""
     parts = [part for part in re.split(r"([0-9]+)", name) if part]
     return [(not part.isdecimal(), int(part[:4000]) if part.isdecimal() else 0, part) for part in parts]
 
 
 def _stratified(whole: ClassFolders, root: Path, share: float, seed: int) -> set[int]:
-    """The indices to set aside: of each class those whose names' hashes are the smallest."""
+    """The indices to set aside: in each class, the files whose names have the smallest hashes."""
     by_class: list[list[tuple[bytes, int]]] = [[] for _ in whole.classes]
     for index, (file, label) in enumerate(zip(whole.files, whole.labels, strict=True)):
         name = f"{seed}/{file.relative_to(root).as_posix()}".encode("utf-8", "surrogateescape")
@@ -168,7 +168,7 @@ def _stratified(whole: ClassFolders, root: Path, share: float, seed: int) -> set
 
 
 def _with_classes_of(train: ClassFolders, folder: Path) -> ClassFolders:
-    """The images of a folder, their labels indices into the classes of the training images."""
+    """The images of a folder, whose labels are indices into the classes of the training images."""
     own = read_class_folders(folder)
     unknown = [name for name in own.classes if name not in train.classes]
     if unknown:
@@ -192,7 +192,7 @@ def _folders_in(folder: Path) -> list[Path]:
 
 def _check_names(root: Path, names: list[str]) -> None:
     for name in names:
-        if not name.isprintable():  # a label that no terminal and no file could show
+        if not name.isprintable():  # a label that neither a terminal nor a file could show
             raise ValueError(f"{root} has a folder whose name cannot be printed, {short(name)}: rename it")
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:

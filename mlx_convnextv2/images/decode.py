@@ -1,4 +1,4 @@
-"""Image files as people have them, brought to RGB: decoding, orientation, transparency, bit depth."""
+"""Image files of every common kind, converted to RGB: decoding, orientation, transparency, bit depth."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ SUFFIXES = {
     *(".heic", ".heif", ".avif"),
 }
 
-# What Pillow may open. Others of its formats, such as EPS, start programs of their own.
+# The formats that Pillow may open. Some of the others, such as EPS, start external programs.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF")
 
-# Pixels of an image, unless its reader says otherwise: phones take 200 million.
+# Pixels of an image, unless the caller says otherwise: phones take 200 million.
 MAX_PIXELS = 300_000_000
-_MAX_SIDE = 1_000_000  # for Pillow notes the place of each row, and resizes all rows at once
-_BAND_PIXELS = 1_000_000  # brought to another mode at a time
+_MAX_SIDE = 1_000_000  # because Pillow stores the address of each row, and resizes all rows at once
+_BAND_PIXELS = 1_000_000  # converted to another mode at a time
 
-# What is read of a stream, which may have no end.
-NAMELESS = "the image"  # what an image in memory is called in a message
+# The most that is read of a stream, which may have no end.
+NAMELESS = "the image"  # the name of an image in memory in messages
 MAX_STREAM_BYTES = 2**29
 _CHUNK_BYTES = 2**20
-_MAX_SILENCE = 30.0  # seconds that a named pipe may take to go on
+_MAX_SILENCE = 30.0  # seconds without data from a named pipe
 
 # Brands of the ISO base media container that hold HEIC (ISO/IEC 23008-12, annex B), and of those, AVIF's signs.
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = (b"avif", b"avis")
 
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {  # what undoes each EXIF orientation
+_UPRIGHT = {  # the inverse of each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -58,22 +58,22 @@ def open_image(
     mode: str = "RGB",
     max_pixels: int = MAX_PIXELS,
 ) -> Image.Image:
-    """Open an image, turn it upright, and bring it to 8-bit RGB (or grey, with mode="L").
+    """Open an image, turn it upright, and convert it to 8-bit RGB (or grey, with mode="L").
 
     Args:
         source: a path, a binary file object, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
         mode: "RGB" or "L".
-        max_pixels: an image of more is refused before it is decoded. Decoded, a pixel takes 4 bytes; up to 8 where
-            the image is turned or brought to another mode.
+        max_pixels: a larger image is refused before it is decoded. A decoded pixel takes 4 bytes, or up to 8 if the
+            image is turned or converted to another mode.
 
-    EXIF orientation is applied; of an animation the first frame is taken; transparent pixels are laid over white;
-    16-bit samples are scaled to 8 bits. Of a file object at most half a gigabyte is read, and a named pipe that is
-    silent for half a minute is given up.
+    EXIF orientation is applied, the first frame of an animation is taken, transparent pixels are laid over white, and
+    16-bit samples are scaled to 8 bits. At most half a gigabyte of a file object is read. A named pipe that is silent
+    for half a minute is given up.
 
     Raises:
         FileNotFoundError: no such file.
         OSError: the file cannot be read, or ends before the image does.
-        ValueError: not an image, of a kind that cannot be brought to RGB, or too large.
+        ValueError: not an image, an image that cannot be converted to RGB, or one that is too large.
     """
     name = name_of(source)
     try:
@@ -102,10 +102,10 @@ def open_image(
 
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files below a folder whose suffix is one of `SUFFIXES`, hidden ones left out, sorted by path.
+    """Files below a folder whose suffix is one of `SUFFIXES`, without hidden files, sorted by path.
 
-    Links to folders are not followed. A link that leads nowhere and a folder that cannot be read stand in the list
-    too, so that nothing is left out in silence: opening them says what is wrong.
+    Links to folders are not followed. Broken links and unreadable folders are listed too, because nothing should be
+    left out in silence: opening them says what is wrong.
     """
     found = []
     folders = [os.fspath(folder)]
@@ -134,7 +134,7 @@ def name_of(source: Any) -> str:
 
 
 def read_stream(stream: BinaryIO) -> bytes:
-    """All of a stream, or one byte more than an image's may have."""
+    """The whole stream, or one byte more than an image may have."""
     content = io.BytesIO()
     while content.tell() <= MAX_STREAM_BYTES:
         chunk = stream.read(min(_CHUNK_BYTES, MAX_STREAM_BYTES + 1 - content.tell()))
@@ -163,7 +163,7 @@ def _is_image_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _open_file(source: Any, name: str) -> BinaryIO:
-    """The file, where Pillow can seek."""
+    """The file in a form in which Pillow can seek."""
     if isinstance(source, str | os.PathLike):
         _check_exists(source, name)
         if not is_pipe(source):
@@ -177,10 +177,10 @@ def _open_file(source: Any, name: str) -> BinaryIO:
 
 
 def _check_exists(path: Any, name: str) -> None:
-    """Raises the error that says what is wrong where there is no file of this name."""
+    """Raise an error that says what is wrong if there is no file of this name."""
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
-            os.scandir(path).close()  # which says so if it may not be read
+            os.scandir(path).close()  # raises an error if the folder may not be read
             raise IsADirectoryError(f"{name} is a folder, not an image")
     except (IsADirectoryError, PermissionError):
         raise
@@ -192,12 +192,12 @@ def _check_exists(path: Any, name: str) -> None:
 
 
 def _read_pipe(path: str | os.PathLike[str]) -> bytes:
-    """The content of a named pipe; it is not waited for for ever, since nobody can interrupt a thread that does."""
+    """The content of a named pipe. The wait has a limit, since nobody can interrupt a waiting thread."""
     content = io.BytesIO()
     heard = time.monotonic()
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as pipe:
         while content.tell() <= MAX_STREAM_BYTES:
-            chunk = pipe.read(_CHUNK_BYTES)  # None: nothing yet; empty: nobody has opened it to write, or the end
+            chunk = pipe.read(_CHUNK_BYTES)  # None: nothing yet; empty: no writer yet, or the end
             if chunk:
                 content.write(chunk)
                 heard = time.monotonic()
@@ -211,7 +211,7 @@ def _read_pipe(path: str | os.PathLike[str]) -> bytes:
 
 
 def _open_header(file: BinaryIO) -> Image.Image:
-    """The image, not decoded yet: `Image.open`, but for its limit, which a program sets for all that it opens."""
+    """The image, not decoded yet: `Image.open` without its limit on pixels, which is global to the program."""
     head = file.read(64)
     if not head:
         raise ValueError("it is empty")
@@ -222,12 +222,12 @@ def _open_header(file: BinaryIO) -> Image.Image:
             continue
         factory, accept = Image.OPEN[format]
         accepted = accept is None or accept(head[:16])
-        if not accepted or isinstance(accepted, str):  # which says what this Pillow lacks
+        if not accepted or isinstance(accepted, str):  # a string says what this Pillow lacks
             continue
         file.seek(0)
         try:
             return factory(file, "")
-        except (SyntaxError, IndexError, TypeError, struct.error):  # the plugins' way to say no
+        except (SyntaxError, IndexError, TypeError, struct.error):  # how plugins reject a file
             continue
     raise UnidentifiedImageError
 
@@ -246,7 +246,7 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
 
 
 def _check_brands(head: bytes) -> None:
-    """Let Pillow read HEIC where a file begins so, and say what is missing where it cannot read HEIC or AVIF."""
+    """Let Pillow read HEIC if the file is HEIC, and say what is missing if it cannot read HEIC or AVIF."""
     if head[4:8] != b"ftyp":
         return
     brands = head[8:12], head[16 : int.from_bytes(head[:4], "big")]
@@ -266,7 +266,7 @@ def _check_brands(head: bytes) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """The image, decoded, turned as its EXIF orientation says; damaged EXIF says nothing."""
+    """The decoded image, turned as its EXIF orientation says. Damaged EXIF is ignored."""
     image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION_TAG)
@@ -290,7 +290,7 @@ def _from_array(array: Any) -> Image.Image:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Bring an image to "RGB" or "L", in bands of rows, so that nothing but the result is as large as the image."""
+    """Convert an image to "RGB" or "L", in bands of rows: only the result is as large as the image."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     result = Image.new(mode, image.size)
@@ -300,7 +300,7 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
-    """The image in bands of rows, each with the row that it begins at."""
+    """The image in bands of rows, each with the index of its first row."""
     width, height = image.size
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
@@ -308,7 +308,7 @@ def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
 
 
 def _band_to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Bring a band to a mode; Pillow's own `convert` would clip 16 bits and show what transparency hides."""
+    """Convert a band to a mode. Pillow's `convert` alone would clip 16 bits and show what transparency hides."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _to_8_bits(image)
     if image.has_transparency_data:
@@ -319,7 +319,7 @@ def _band_to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey (Pillow's I;16, or I from a 16-bit file) and float grey in 0..1 -> 8-bit grey, LA if it has a key."""
+    """16-bit grey (Pillow's I;16, or I from a 16-bit file) and float grey in 0..1 -> 8-bit grey, or LA with a key."""
     values = np.asarray(image)
     top = 1.0 if image.mode == "F" else 65_535
     low, high = float(values.min()), float(values.max())

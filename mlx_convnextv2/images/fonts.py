@@ -1,4 +1,4 @@
-"""A font for labels in any language: one of the system's, since Pillow's own has no more than ASCII."""
+"""A font of the system for labels in any language, since Pillow's own font has only ASCII."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from functools import lru_cache
 
 from PIL import ImageFont
 
-# macOS, Linux, Windows; those with the most letters first.
+# macOS, Linux, Windows; the fonts with the most letters first.
 _FILES = ("Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "DejaVuSans.ttf", "NotoSans-Regular.ttf", "arial.ttf")
 
 
 @lru_cache(maxsize=32)
 def label_font(size: int) -> ImageFont.FreeTypeFont:
-    """A font of `size` pixels; Pillow's own where none is found.
+    """A font of `size` pixels; Pillow's own if none is found.
 
     Raises:
         OSError: Pillow was built without FreeType.

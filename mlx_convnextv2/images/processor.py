@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-# From this size on, images are squeezed to a square rather than resized and cropped.
+# From this size on, images are squeezed to a square instead of being resized and cropped.
 _WARP_SIZE = 384
 
-# A strip of one pixel by a few thousand would become gigabytes when its short side is resized.
+# A strip of one pixel by a few thousand would grow to gigabytes when its short side is resized.
 _MAX_RESIZED_PIXELS = 100_000_000
-_MAX_VALUES = 30_000_000  # of one image, 120 MB: a model of any size needs gigabytes for more
+_MAX_VALUES = 30_000_000  # per image, 120 MB: with more, every model would need gigabytes
 _MAX_BATCH_VALUES = 1_000_000_000
 
 _PROCESSOR_TYPES = (
@@ -36,11 +36,11 @@ _FIELDS = (
 )
 _SWITCHES = ("do_resize", "do_rescale", "do_normalize")
 
-# Keys of a preprocessor_config.json that do not touch a pixel.
+# Keys of a preprocessor_config.json that do not change a pixel.
 _INERT_FIELDS = {
     *("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys", "auto_map"),
     *("data_format", "input_data_format", "return_tensors", "device", "disable_grouping", "default_to_square"),
-    *("do_convert_rgb", "crop_size", "pad_size"),  # images are always RGB here; the sizes act through do_... alone
+    *("do_convert_rgb", "crop_size", "pad_size"),  # images are always RGB here; the sizes matter only with do_...
 }
 
 
@@ -52,13 +52,14 @@ class ImageProcessor:
         size: {"shortest_edge": s} or s. Below 384 the short side becomes int(s / crop_pct) and the middle s x s is
             kept; from 384 on the image is squeezed to s x s.
         crop_pct: see `size`.
-        crop_mode: None for the way above, which goes by the size. timm's ways, at any size: "center" brings the short
-            side to int(s / crop_pct), "squash" both, and the middle s x s is kept.
+        crop_mode: None for the rule above, which depends on the size. At any size, timm's "center" brings the short
+            side to int(s / crop_pct), and "squash" both sides; the middle s x s is kept.
         resample: Pillow's filter, a number or member of `PIL.Image.Resampling`.
         do_rescale, rescale_factor: multiply by the factor.
         do_normalize, image_mean, image_std: subtract the mean and divide by the deviation of each channel. Their
-            length, 3 or 1, says whether images are brought to RGB or to grey.
-        max_pixels: larger images are refused, as `open_image` says. Not a field of a file, which must not raise it.
+            length, 3 or 1, says whether images are converted to RGB or to grey.
+        max_pixels: larger images are refused, as `open_image` says. It is not read from a file, which must not raise
+            the limit.
 
     Raises:
         ValueError: a value makes no sense; the message names the field and what is allowed.
@@ -105,7 +106,7 @@ class ImageProcessor:
         self._check_extremes()
 
     def _check_extremes(self) -> None:
-        """Raise a ValueError where the processor would make more values than memory should hold, or infinite ones."""
+        """Raise a ValueError if the processor would make too many values for memory, or infinite ones."""
         side, channels = self.size["shortest_edge"], len(self.image_mean)
         if side * side * channels > _MAX_VALUES:
             raise ValueError(f"size {side} makes more than the {_MAX_VALUES:,} values that an image may have: lower it")
@@ -121,9 +122,9 @@ class ImageProcessor:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> Self:
-        """Read a parsed preprocessor_config.json; an unknown field that would change pixels is a ValueError.
+        """Read a parsed preprocessor_config.json. An unknown field that could change pixels is a ValueError.
 
-        `overrides` are arguments of the class that count before the file's.
+        `overrides` are arguments of the class, and win over the file's.
         """
         if not isinstance(values, Mapping):
             raise ValueError(f"a processor configuration must be a JSON object, not {type(values).__name__}")
@@ -132,7 +133,7 @@ class ImageProcessor:
                 raise ValueError(f"{name} is {short(values[name])}: only {_PROCESSOR_TYPES[0]} is read")
         max_pixels = overrides.pop("max_pixels", MAX_PIXELS)
         values = {**values, **overrides}
-        # transformers takes null for false in these, and for the default elsewhere
+        # transformers reads null as false in these fields, and as the default elsewhere
         values = {**values, **{name: False for name in _SWITCHES if name in values and values[name] is None}}
         given = {name: value for name, value in values.items() if value is not None and name not in _INERT_FIELDS}
         for name in ("do_center_crop", "do_pad"):
@@ -147,10 +148,10 @@ class ImageProcessor:
         return cls(**given, max_pixels=max_pixels)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they stand in a preprocessor_config.json."""
+        """The fields as a preprocessor_config.json has them."""
         fields = {name: getattr(self, name) for name in _FIELDS}
         values = {"image_processor_type": "ConvNextImageProcessor", **fields}
-        if self.crop_mode is None:  # which transformers does not know
+        if self.crop_mode is None:  # transformers does not know the field
             del values["crop_mode"]
         return values
 
@@ -161,8 +162,7 @@ class ImageProcessor:
 
         Raises:
             FileNotFoundError, OSError, ValueError: an image cannot be read (see `open_image`).
-            ValueError: the values of all images would be more than a billion; with do_resize off, the images have
-                different sizes.
+            ValueError: the images have more than a billion values in total, or different sizes with do_resize off.
         """
         import mlx.core as mx
 
@@ -181,7 +181,7 @@ class ImageProcessor:
         return mx.array(np.stack(arrays))
 
     def preprocess(self, image: Any) -> np.ndarray:
-        """One image -> its pixel values (H, W, C) float32. Needs no MLX, so that threads may share it."""
+        """One image -> its pixel values (H, W, C) float32. It needs no MLX, so any thread may call it."""
         mode, channels = ("L", 1) if len(self.image_mean) == 1 else ("RGB", 3)
         picture = open_image(image, mode, self.max_pixels)
         name = name_of(image)
@@ -210,11 +210,11 @@ class ImageProcessor:
         return pixels.astype(np.float32)
 
     def short_side(self) -> int:
-        """What the short side of an image becomes before the middle is cut out."""
+        """The length of an image's short side before the middle is cut out."""
         return int(self.size["shortest_edge"] / self.crop_pct)
 
     def resizes_to_square(self) -> int | None:
-        """The side of the square that images are squeezed to, whatever their shape, or None where they keep it."""
+        """The side of the square that all images are squeezed to, or None if they keep their shape."""
         if self.crop_mode == "squash":
             return self.short_side()
         side = self.size["shortest_edge"]
@@ -233,12 +233,12 @@ class ImageProcessor:
         if self.crop_mode is None:
             left, top = (width - side) // 2, (height - side) // 2
         else:
-            left, top = round((width - side) / 2), round((height - side) / 2)  # halves to the even number
+            left, top = round((width - side) / 2), round((height - side) / 2)  # rounds halves to even
         return _resized(image, width, height, resample).crop((left, top, left + side, top + side))
 
 
 def _resized(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
-    """The image at width x height, where neither that nor Pillow's step on the way, only the width changed, is huge."""
+    """The image at width x height. Pillow changes the width first, so that intermediate must not be huge either."""
     if width * max(height, image.height) > _MAX_RESIZED_PIXELS:
         raise ValueError(
             f"an image of {image.width} x {image.height} pixels is too narrow to be resized: crop it first"

@@ -1,8 +1,7 @@
 """What a forked process may still do with MLX.
 
-The threads of MLX stay behind in the parent, so that a child which asks them for anything waits for ever. Whether MLX
-has started any cannot be asked; memory that it has allocated is the sign that it may have. What computes in numpy works
-in a child, too.
+MLX's threads exist only in the parent, and a child that needs them waits for ever. MLX does not say whether it has
+started any, but it may have if it has allocated memory. Computing in numpy works in a child too.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ _is_stranded = False
 
 
 def _note_use() -> None:
-    """In the parent, because in the child a lock of MLX's may be held by a thread that is no more."""
+    """Runs in the parent. In the child, a thread that no longer exists may hold one of MLX's locks."""
     global _was_used
     mx = sys.modules.get("mlx.core")
     _was_used = mx is not None and max(mx.get_peak_memory(), mx.get_active_memory()) > 0

@@ -1,8 +1,8 @@
 """An optimised BLAS for MLX's matrix products on a CPU under Linux.
 
-MLX's wheel for Linux links the reference BLAS, thirty times slower than an optimised one, but takes its functions from
-whatever library has offered them to the whole process before `mlx.core` is imported. On a Mac MLX uses Accelerate, and
-nothing here does anything. Inference through `fuse` needs none of this: it computes in numpy, which brings its own.
+MLX's wheel for Linux links the reference BLAS, which is thirty times slower than an optimised one. But it takes the
+functions of any BLAS that was loaded for the whole process before `mlx.core` is imported. On a Mac, MLX uses Accelerate
+and this module does nothing. Inference through `fuse` does not need it: numpy has its own BLAS.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 
 VARIABLE = "MLX_CONVNEXTV2_BLAS"
-# By name, the files as the system's loader knows them; an environment's own folder of libraries is tried first.
+# Each library's file names for the system's loader. The environment's own folder of libraries is tried first.
 LIBRARIES = {
     "openblas": ("libopenblas.so.0", "libopenblas.so"),
     "mkl": ("libmkl_rt.so.3", "libmkl_rt.so.2", "libmkl_rt.so"),
@@ -27,7 +27,7 @@ _ADVICE = 'pip install "mlx-convnextv2[blas]", or your system\'s OpenBLAS'
 
 @dataclass(frozen=True)
 class MlxBlas:
-    """What MLX's matrix products use: the library, or None for MLX's own, and why."""
+    """The library of MLX's matrix products, or None for MLX's own, and the reason."""
 
     library: str | None
     reason: str
@@ -41,10 +41,10 @@ _LATE = MlxBlas(None, "MLX's own, because mlx was imported before mlx_convnextv2
 
 @cache
 def load() -> MlxBlas:
-    """Find an optimised BLAS and offer it to MLX, once for this process. Before `mlx.core` is imported, or it is late.
+    """Find an optimised BLAS and offer it to MLX, once per process, before `mlx.core` is imported.
 
-    MLX_CONVNEXTV2_BLAS chooses: "openblas", "mkl", "blis", the path of a library, or "none" to refuse. Without it the
-    first that is there is taken, unless PyTorch is loaded, which a second BLAS in its process slows down.
+    MLX_CONVNEXTV2_BLAS chooses: "openblas", "mkl", "blis", the path of a library, or "none" for none. Without it, the
+    first library found is used. If PyTorch is loaded, none is: a second BLAS in the process would slow PyTorch down.
 
     Raises:
         ValueError: the library that the variable names cannot be used.
@@ -56,7 +56,7 @@ def load() -> MlxBlas:
         return MlxBlas(None, f"MLX's own, as {VARIABLE}=none asks")
     if "mlx.core" in sys.modules:
         if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
-            return MlxBlas("a BLAS", "that the whole process has")  # by LD_PRELOAD, say
+            return MlxBlas("a BLAS", "that the whole process has")  # through LD_PRELOAD, for example
         if wanted:
             _warn_late(f"{VARIABLE}={wanted} has no effect")
         return _LATE
@@ -83,7 +83,7 @@ def load() -> MlxBlas:
 
 @cache
 def warn_if_late() -> None:
-    """Say once that MLX computes on a CPU with its slow BLAS only because it was imported before this package."""
+    """Warn once if MLX has its slow BLAS on a CPU only because it was imported before this package."""
     if load() is not _LATE or os.environ.get(VARIABLE) or "torch" in sys.modules:
         return
     import mlx.core as mx
@@ -119,7 +119,7 @@ def _is_blas(path: str) -> bool:
 
 
 def _offer(path: str) -> str | None:
-    """Load a library for the whole process and return its name, or None if it is no BLAS of 32-bit integers.
+    """Load a library for the whole process and return its name, or None if it is not a BLAS with 32-bit integers.
 
     Raises:
         OSError: it cannot be loaded; the message begins with the file that is missing or broken.

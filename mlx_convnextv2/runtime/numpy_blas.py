@@ -1,4 +1,4 @@
-"""The BLAS that numpy computes with, told to leave the threads to us."""
+"""numpy's BLAS, limited to one thread while our own threads call it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 
 
 class NumpyBlas:
-    """The OpenBLAS that numpy has loaded, whose number of threads can be set.
+    """The OpenBLAS that numpy has loaded, and control of its number of threads.
 
-    Our threads call it at once, each for its part of an image. Threads of its own would only get in the way.
+    Our threads call it at the same time, each for its part of an image. Its own threads would only get in the way.
     """
 
     def __init__(self, get_threads: Callable[[], int], set_threads: Callable[[int], None]):
@@ -25,7 +25,7 @@ class NumpyBlas:
         self._threads_before = 1
 
     def forget_users(self) -> None:
-        """In a forked process: those of the parent are not here, and whoever held the lock will not give it back."""
+        """Reset in a forked process: the parent's threads do not exist here, and one of them may hold the lock."""
         self._lock = threading.Lock()
         if self._users:
             self._users = 0
@@ -33,7 +33,7 @@ class NumpyBlas:
 
     @contextmanager
     def one_thread(self) -> Iterator[None]:
-        """Hold the number of threads at one; the last of several users at once puts back what the first found."""
+        """Limit OpenBLAS to one thread. The last of several concurrent users restores what the first found."""
         with self._lock:
             if self._users == 0:
                 self._threads_before = self._get_threads()
@@ -49,15 +49,15 @@ class NumpyBlas:
 
 
 def find_blas() -> NumpyBlas | None:
-    """numpy's OpenBLAS, or None where numpy was built with another BLAS or it cannot be told.
+    """numpy's OpenBLAS, or None if numpy has another BLAS or this cannot be told.
 
-    There is one `NumpyBlas` for all threads: two would each put back what the other has set.
+    All threads share one `NumpyBlas`: two would overwrite each other's settings.
     """
     with _finding:
         return _find_blas()
 
 
-_finding = threading.Lock()  # because `cache` lets threads that come together each call the function
+_finding = threading.Lock()  # because `cache` lets concurrent threads each call the function
 
 
 @cache
@@ -93,7 +93,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def blas_name() -> str:
-    """The BLAS that numpy was built with, and what to do where it is a slow one."""
+    """The name of numpy's BLAS, with advice if it may be slow."""
     built = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
     name = f"{built.get('name', 'an unknown BLAS')} {built.get('version', '')}".strip()
     if any(known in name.lower() for known in ("openblas", "mkl", "blis", "accelerate")):

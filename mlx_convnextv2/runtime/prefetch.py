@@ -1,4 +1,4 @@
-"""Work done ahead in threads, its results taken in order."""
+"""Work done ahead in threads, with results in order."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Outcome = TypeVar("Outcome")
 def map_ahead(
     function: Callable[[Item], Outcome], items: Iterable[Item], workers: int, ahead: int
 ) -> Generator[Outcome, None, None]:
-    """function(item) for every item, in order, computed by `workers` threads before it is asked for.
+    """Yield function(item) for every item, in order. `workers` threads compute the results ahead of time.
 
-    Items are taken from their iterable in the caller's thread; at most `ahead` of them, or their results, are held.
-    What a function raises is raised where its result would have come. Closing the generator drops what has not begun.
+    The caller's thread takes items from the iterable. At most `ahead` items or results are held. An exception is raised
+    in place of the result. Closing the generator drops the work that has not begun.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="mlx_convnextv2 prefetch")
     waiting: deque[Future[Outcome]] = deque()

@@ -20,7 +20,7 @@ _local = threading.local()
 
 
 def scratch(name: str, *shape: int) -> np.ndarray:
-    """An uninitialised float32 array, whose memory the next call with this name in this thread uses again.
+    """An uninitialised float32 array. The next call with this name in this thread uses its memory again.
 
     Fresh memory costs page faults, which take as long as the arithmetic.
     """
@@ -35,19 +35,19 @@ def scratch(name: str, *shape: int) -> np.ndarray:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    """The threads of this process; a forked one makes its own."""
+    """The threads of this process. A forked process makes its own."""
     return ThreadPoolExecutor(MAX_WORKERS, thread_name_prefix="mlx_convnextv2")
 
 
 def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int) -> None:
-    """Call function(item) for every item, in `workers` threads of which the caller's is one. Raises what one raises.
+    """Call function(item) for every item in `workers` threads, including the caller's. Raises what a call raises.
 
-    When it returns or raises, no thread is at work any more: the items may use the caller's scratch arrays.
+    When it returns or raises, no thread is still at work, so items may use the caller's scratch arrays.
     """
     waiting = deque(items)
 
     def work() -> None:
-        with np.errstate(all="ignore"):  # what overflows here overflows in silence in MLX too
+        with np.errstate(all="ignore"):  # MLX overflows in silence too
             while waiting:
                 try:
                     item = waiting.popleft()
@@ -60,7 +60,7 @@ def for_each(function: Callable[[Any], None], items: Iterable[Any], workers: int
         work()
     finally:
         waiting.clear()
-        # A helper that has not begun is not needed any more.
+        # A helper that has not begun is no longer needed.
         running = [helper for helper in helpers if not helper.cancel()]
         wait(running)
     for helper in running:
