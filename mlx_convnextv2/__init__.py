@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ConvNextV2Model as ConvNextV2Model,
     )
 
-# Each public name and its module, imported on first use: `import mlx_convnextv2` loads nothing heavy.
+# Each public name and its module, which is imported on first use: `import mlx_convnextv2` loads nothing heavy.
 _MODULES = {
     "load": "checkpoints.load",
     "save": "checkpoints.save",

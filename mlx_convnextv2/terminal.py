@@ -25,11 +25,11 @@ DTYPE_NAMES = ("float32", "float16", "bfloat16")
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))  # which may repeat a file's name
+        super().error(printable(message))  # the message may repeat a file's name
 
 
 def parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """An argument parser for `python -m mlx_convnextv2.NAME`, or without a name, whose --help ends with examples."""
+    """An argument parser for `python -m mlx_convnextv2.NAME`, or without NAME. Its --help ends with examples."""
     result = _Parser(
         prog=f"python -m mlx_convnextv2.{name}".removesuffix("."),
         description=description,
@@ -41,9 +41,9 @@ def parser(name: str, description: str, examples: str) -> argparse.ArgumentParse
 
 
 def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, name: str) -> int:
-    """Run a command and return its exit status; an error that a user can cause becomes one sentence on stderr."""
+    """Run a command and return its exit status. Any error that a user can cause becomes one sentence on stderr."""
     for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, stream) is None:  # closed by the shell, as by `>&-`
+        if getattr(sys, stream) is None:  # closed by the shell, for example with `>&-`
             setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process lives
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -54,7 +54,7 @@ def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, 
     with warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", module=r"PIL\."
-        )  # of large or oddly tagged images, which are read all the same
+        )  # Pillow warns of large or oddly tagged images, which are read all the same
         warnings.showwarning = lambda message, *_, **__: say(f"{name}: warning: {message}")
         try:
             status = command(args)
@@ -75,7 +75,7 @@ def run(command: Callable[[argparse.Namespace], int], args: argparse.Namespace, 
 
 
 def _stop(*_: object) -> None:
-    """End on SIGTERM as on an exception, so that temporary folders are removed; a second SIGTERM changes nothing."""
+    """End on SIGTERM as on an exception, which removes temporary folders. A second SIGTERM changes nothing."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(TERMINATED)
 
@@ -86,7 +86,7 @@ def say(message: str) -> None:
 
 
 def tell(report: object) -> None:
-    """Print a result on standard output, one line or several."""
+    """Print a result, of one or more lines, on standard output."""
     print("\n".join(map(printable, str(report).split("\n"))), flush=True)
 
 
@@ -102,12 +102,12 @@ def positive_int(text: str) -> int:
 
 
 def positive_ints(text: str) -> list[int]:
-    """Whole numbers of at least 1 with commas between them, for argparse."""
+    """Whole numbers of at least 1, separated by commas, for argparse."""
     return [positive_int(part.strip()) for part in text.split(",")]
 
 
 def add_quantization(parser: argparse.ArgumentParser, *further_modes: str) -> None:
-    """The options -q, --q-bits, --q-group-size and --q-mode, with mlx-lm's names; MLX's modes and further ones."""
+    """The options -q, --q-bits, --q-group-size and --q-mode, named as in mlx-lm, for MLX's modes and further ones."""
     parser.add_argument("-q", "--quantize", action="store_true", help="quantize the linear layers")
     parser.add_argument("--q-bits", type=int, metavar="B", help="bits of a weight (default: the mode's, 4 for affine)")
     parser.add_argument(
@@ -118,14 +118,14 @@ def add_quantization(parser: argparse.ArgumentParser, *further_modes: str) -> No
 
 
 def check_quantization(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with a usage error where the details of a quantization are given and the quantization is not."""
+    """End with a usage error if the details of a quantization are given without -q."""
     sizes_given = args.q_bits is not None or args.q_group_size is not None
     if not args.quantize and (sizes_given or args.q_mode not in (None, "affine")):
         parser.error("--q-bits, --q-group-size and --q-mode go with -q")
 
 
 class _NoBar:
-    """A bar that nobody would see."""
+    """Stands in for a progress bar that nobody would see."""
 
     def clear(self) -> None:
         pass
@@ -136,7 +136,7 @@ class _NoBar:
 
 @contextmanager
 def progress(images: int) -> Iterator[Any]:
-    """tqdm's bar on standard error, where that is a terminal and there is more than one image."""
+    """tqdm's bar on standard error, if this is a terminal and there is more than one image."""
     if images < 2 or not sys.stderr.isatty():
         yield _NoBar()
         return

@@ -1,5 +1,5 @@
-"""Checkpoints by name: the Hub, what they say of themselves, loading and saving."""
+"""Checkpoints: finding them by name, reading their configuration, loading and saving."""
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this room imports MLX
+mlx_blas.load()  # before a module of this package imports MLX

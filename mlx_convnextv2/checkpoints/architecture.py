@@ -1,4 +1,4 @@
-"""Is a folder's checkpoint a ConvNeXt V2 at all?"""
+"""A check that a folder's checkpoint is a ConvNeXt V2."""
 
 from __future__ import annotations
 

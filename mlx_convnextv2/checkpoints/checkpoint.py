@@ -1,4 +1,4 @@
-"""A checkpoint that is open: what loading, converting and verifying hand to one another."""
+"""An open checkpoint, as used by loading, converting and verifying."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .weights import Weights
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a checkpoint, not read yet, with its configuration and its image processor."""
+    """A checkpoint's weights, not read yet, with its configuration and its image processor."""
 
     weights: Weights
     config: ConvNextV2Config
@@ -40,9 +40,9 @@ class Checkpoint:
         """Find a checkpoint by its name, and read its headers and JSON files.
 
         Args:
-            path_or_repo: a folder, a weights file or a Hub id, of which the files needed are downloaded.
+            path_or_repo: a folder, a weights file or a Hub id. Only the needed files are downloaded.
             revision: branch, tag or commit of the Hub repository.
-            card: download the model card, too.
+            card: download the model card too.
             config_overrides: fields of the configuration to change.
 
         Raises:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, in each source's own files, as our configuration and image processor."""
+"""The configuration and the image processor of a checkpoint, from each source's own files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def read_config(weights: Weights, **overrides: Any) -> ConvNextV2Config:
-    """The configuration of a checkpoint: from its config.json, or where it has none from its tensors' names and shapes.
+    """The configuration of a checkpoint, from its config.json or else from its tensors' names and shapes.
 
     Args:
-        weights: a folder's, or a single file's; beside a file under Hugging Face's names config.json counts.
+        weights: the weights of a folder or a single file. If a file has Hugging Face's names, a config.json beside it
+            is read.
         overrides: fields to change.
 
     Raises:
@@ -53,7 +54,7 @@ def read_config(weights: Weights, **overrides: Any) -> ConvNextV2Config:
 
 
 def read_processor(weights: Weights, config: ConvNextV2Config) -> ConvNextImageProcessor:
-    """The image processor of a checkpoint; where it has none, that of the published ones, and a warning."""
+    """The image processor of a checkpoint. If it has none, the published checkpoints' is used, with a warning."""
     path = _beside(weights, PREPROCESSOR_FILE)
     if path is not None:
         return ConvNextImageProcessor.from_folder(path.parent)
@@ -75,13 +76,13 @@ def read_processor(weights: Weights, config: ConvNextV2Config) -> ConvNextImageP
 
 
 def described_by(weights: Weights) -> str:
-    """Where the configuration of a checkpoint is from, for an error."""
+    """The origin of a checkpoint's configuration, for an error message."""
     return "its config.json" if _beside(weights, CONFIG_FILE) else "the configuration that their names and shapes tell"
 
 
 @contextmanager
 def _making_sense(what: str) -> Iterator[None]:
-    """Turn what nonsense in another library's file leads to into a ValueError."""
+    """Turn the errors that nonsense in another library's file causes into a ValueError."""
     try:
         yield
     except (TypeError, KeyError, AttributeError, IndexError) as error:
@@ -89,7 +90,7 @@ def _making_sense(what: str) -> Iterator[None]:
 
 
 def _beside(weights: Weights, name: str) -> Path | None:
-    """A JSON file of the checkpoint's, or None. Only a file under Hugging Face's names is sought one beside."""
+    """A JSON file of the checkpoint, or None. A single weights file has one only if it uses Hugging Face's names."""
     if weights.path.is_dir():
         path = weights.path / name
         if name == CONFIG_FILE and not path.is_file():

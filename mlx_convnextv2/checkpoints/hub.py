@@ -1,4 +1,4 @@
-"""All that speaks with the Hub: fetch a checkpoint, of which only the files needed are downloaded, and upload one."""
+"""All communication with the Hub: fetch the needed files of a checkpoint, and upload one."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PUBLISHED = {
 }
 
 TIME_LIMIT = "MLX_CONVNEXTV2_HUB_TIMEOUT"  # seconds for a small file
-_WINDOW = 10  # so many times as long for the next 10 MiB of a large one, the pieces that huggingface_hub writes
+_WINDOW = 10  # times as long for the next 10 MiB of a large file, the size of huggingface_hub's pieces
 _BUSY = (408, 429, 500, 502, 503, 504)
 
-# The names that huggingface_hub makes paths of.
+# The names that huggingface_hub turns into paths.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
 
@@ -39,17 +39,17 @@ _ETAG = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,199}")
 def fetch(
     path_or_repo: str | os.PathLike[str], *, revision: str | None = None, weights: bool = True, card: bool = False
 ) -> Path:
-    """A checkpoint's folder or weights file: the one given, or the Hub's cache after downloading what is needed.
+    """A checkpoint's folder or weights file: the given one, or the Hub's cache after the needed files are downloaded.
 
     Args:
         path_or_repo: a folder, a .safetensors, .bin, .pt, .pth or .pth.tar file, or a Hub id.
         revision: branch, tag or commit of the Hub repository.
-        weights, card: whether the weights and the model card are needed as well as the JSON files.
+        weights, card: whether the weights and the model card are needed besides the JSON files.
 
     Raises:
         FileNotFoundError: no such folder, repository, revision or file.
         OSError: the Hub is out of reach.
-        ValueError: a revision of what is no Hub repository.
+        ValueError: a revision is given for something other than a Hub repository.
     """
     if not isinstance(path_or_repo, str | os.PathLike):
         raise TypeError(f"a checkpoint is a folder, a file or a Hub id, not {short(path_or_repo)}")
@@ -74,7 +74,7 @@ def fetch(
 
 
 def _download(repo: str, revision: str | None, weights: bool, card: bool) -> Path:
-    """Download what is needed of a Hub repository, all of one commit, into huggingface_hub's cache."""
+    """Download the needed files of a Hub repository, all from one commit, into huggingface_hub's cache."""
     config = _download_file(repo, CONFIG_FILE, revision)
     folder = config.parent
     commit = folder.name  # .../snapshots/COMMIT/config.json
@@ -104,11 +104,11 @@ def _download_weights(repo: str, folder: Path) -> None:
 
 
 def _download_optional(repo: str, file: str, commit: str, growing_in: Path | None = None) -> Path | None:
-    """A file of a commit, or None where the commit has no such file. What the cache knows of a commit stays true."""
+    """A file of a commit, or None if the commit has no such file. A commit never changes, so the cache is right."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(repo, file, revision=commit)
-    if cached is not None and not isinstance(cached, str):  # the mark of a file that the commit lacks
+    if cached is not None and not isinstance(cached, str):  # the cache notes that the commit lacks the file
         return None
     try:
         return _download_file(repo, file, commit, growing_in)
@@ -121,9 +121,9 @@ class _NoSuchFileError(FileNotFoundError):
 
 
 def _download_file(repo: str, file: str, revision: str | None, growing_in: Path | None = None) -> Path:
-    """A file from the Hub, or from the cache where the Hub is out of reach or the revision is a commit.
+    """A file from the Hub, or from the cache if the Hub is out of reach or the revision is a commit.
 
-    A small file has a time limit. A large one, which grows in the folder `growing_in`, must not stop growing.
+    A small file has a time limit. A large file, in the folder `growing_in`, must not stop growing.
     """
     from huggingface_hub import errors as hf, try_to_load_from_cache
 
@@ -153,9 +153,9 @@ def _ask_and_download(repo: str, file: str, revision: str | None, patience: floa
 
 
 def _ask(url: str, repo: str, file: str, patience: float) -> None:
-    """Return if the Hub has the file and names it as a Hub does; wait so many seconds at once for a busy Hub.
+    """Ask the Hub for a file, and refuse unsafe names in its answer. Wait up to `patience` seconds if it is busy.
 
-    huggingface_hub makes paths of the names that the Hub answers, and asks a Hub that is out of reach for minutes.
+    huggingface_hub turns names from the Hub into paths, and retries for minutes if the Hub is out of reach.
     """
     from huggingface_hub import constants, errors as hf, get_hf_file_metadata
 
@@ -168,7 +168,7 @@ def _ask(url: str, repo: str, file: str, patience: float) -> None:
         except Exception as error:
             status, headers = http_status(error), getattr(getattr(error, "response", None), "headers", {})
             _check_names(headers.get("X-Repo-Commit"), None, repo, file)
-            if "Timeout" in type(error).__name__:  # the HTTP client's own types vary with its version
+            if "Timeout" in type(error).__name__:  # the HTTP client's types vary with its version
                 raise _HubError(
                     f"the Hub has not answered for {constants.HF_HUB_ETAG_TIMEOUT} seconds, so {repo} cannot be "
                     "downloaded: check the connection and HF_ENDPOINT, or raise HF_HUB_ETAG_TIMEOUT"
@@ -176,7 +176,7 @@ def _ask(url: str, repo: str, file: str, patience: float) -> None:
             if status is None:
                 raise _unreachable(repo, file, f" ({one_line(error)})") from None
             if isinstance(error, hf.EntryNotFoundError):
-                return  # the download finds it too, and notes it in the cache
+                return  # the download finds the same, and notes it in the cache
             seconds = _retry_after(error) or pause
             if status not in _BUSY or pause is None or seconds is None or seconds >= patience:
                 raise
@@ -195,11 +195,11 @@ def _check_names(commit: str | None, etag: str | None, repo: str, file: str) -> 
 
 
 class _HubError(OSError):
-    """A sentence for the user already."""
+    """An error whose message is already a sentence for the user."""
 
 
 def _in_words(error: Exception, repo: str, file: str, revision: str | None) -> OSError:
-    """The error that a user reads, for whatever the HTTP client raises: its own types are not OSErrors."""
+    """The error for the user, from any error of the HTTP client, whose types are not OSErrors."""
     from huggingface_hub import constants, errors as hf
 
     at = f" at revision {revision}" if revision else ""
@@ -269,7 +269,7 @@ def _time_limit() -> float:
 
 
 def _growth(folder: Path) -> list[tuple[str, int, int]]:
-    """What changes while a file is being downloaded into a folder of the cache."""
+    """A value that changes while a file is being downloaded into a folder of the cache."""
     growth = []
     for path in folder.glob("*.incomplete"):
         with contextlib.suppress(FileNotFoundError):
@@ -278,10 +278,10 @@ def _growth(folder: Path) -> list[tuple[str, int, int]]:
 
 
 def in_time(call: Callable[[], Path], seconds: float, progress: Callable[[], object] | None = None) -> Path:
-    """What a call returns, in a thread of its own so that neither a time limit nor Ctrl-C has to wait for the Hub.
+    """The result of a call. It runs in its own thread, so neither the time limit nor Ctrl-C has to wait for the Hub.
 
     Raises:
-        OSError: `seconds` are over; with `progress`, so many seconds in which what it returns has not changed.
+        OSError: `seconds` are over. With `progress`, its value has not changed for this time.
     """
     outcome: Future[Path] = Future()
 
@@ -302,21 +302,21 @@ def in_time(call: Callable[[], Path], seconds: float, progress: Callable[[], obj
                 raise _HubError(f"{what} within {seconds:g} seconds: check the connection, or raise {TIME_LIMIT}")
             before = now
     finally:
-        if not outcome.done():  # its own clean-up removes what is half downloaded, if the Hub lets it run
+        if not outcome.done():  # its clean-up removes the partial download, if the Hub lets it run
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
             wait([outcome], 1)
     return outcome.result()
 
 
 def _retry_after(error: Exception) -> int | None:
-    """The seconds for which the Hub asks to be left alone."""
+    """The seconds that the Hub asks us to wait."""
     headers = getattr(getattr(error, "response", None), "headers", {})
     text = headers.get("Retry-After", "").strip()
     return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error, if the Hub has answered."""
+    """The HTTP status behind an error, if the Hub answered."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status is not None:
@@ -326,10 +326,10 @@ def http_status(error: BaseException | None) -> int | None:
 
 
 def upload(path: str | os.PathLike[str], repo: str) -> str:
-    """Publish a checkpoint folder as a repository of the Hub, made where it does not exist, and return its address.
+    """Publish a checkpoint folder as a Hub repository, which is created if necessary, and return its address.
 
     Raises:
-        OSError: the Hub is out of reach, or HF_TOKEN gives no right to write there.
+        OSError: the Hub is out of reach, or HF_TOKEN does not allow writing there.
         ValueError: `repo` is not a Hub id.
     """
     from huggingface_hub import HfApi
@@ -339,7 +339,7 @@ def upload(path: str | os.PathLike[str], repo: str) -> str:
     try:
         address = api.create_repo(repo, exist_ok=True)
         api.upload_folder(folder_path=os.fspath(path), repo_id=repo, commit_message="Upload a ConvNeXt V2 checkpoint")
-    except Exception as error:  # whatever the HTTP client raises: its own types are not OSErrors
+    except Exception as error:  # the HTTP client's errors are not OSErrors
         status = http_status(error)
         remedy = "check that HF_TOKEN may write there" if status in (401, 403) else "try again later"
         answer = one_line(error) if status is None else f"the Hub answers status {status}: {one_line(error)}"
@@ -348,7 +348,7 @@ def upload(path: str | os.PathLike[str], repo: str) -> str:
 
 
 def check_repo_id(repo: str) -> None:
-    """Raise a ValueError if a repository of the Hub cannot have this name."""
+    """Raise a ValueError if a Hub repository cannot have this name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

@@ -1,4 +1,4 @@
-"""Files that name classes: one label a line, or JSON as a checkpoint's config.json has it."""
+"""Files that name classes: one label per line, or JSON like a checkpoint's config.json."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ def read_labels(file: str | os.PathLike[str]) -> list[str]:
     """The labels of a file, in the order of the classes.
 
     Args:
-        file: text in UTF-8 with one label a line, or a .json file: a list of labels, {index: label}, {label: index}, or
-            a config.json with id2label. Of a line such as "n01440764 tench, Tinca tinca", WordNet's number is left out.
+        file: text in UTF-8 with one label per line, or a .json file: a list of labels, {index: label}, {label: index},
+            or a config.json with id2label. WordNet's number is dropped from a line such as
+            "n01440764 tench, Tinca tinca".
 
     Raises:
         FileNotFoundError: no such file.
@@ -32,7 +33,7 @@ def read_labels(file: str | os.PathLike[str]) -> list[str]:
 
 
 def read_names(file: str | os.PathLike[str]) -> list[tuple[str, ...]]:
-    """As `read_labels`, but each label with WordNet's number behind it where the line has one."""
+    """As `read_labels`, but each label is followed by WordNet's number if its line has one."""
     path = Path(file).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no such file of labels: {path}")
@@ -69,7 +70,7 @@ def _from_json(path: Path) -> list[str]:
 
 
 def _ordered(values: Mapping[str, Any], path: Path) -> list[Any]:
-    """The labels of {index: label} or {label: index} by their indices."""
+    """The labels of {index: label} or {label: index}, in the order of their indices."""
     if all(re.fullmatch(r"[0-9]{1,9}", key) for key in values):
         pairs = {int(key): value for key, value in values.items()}
     else:
@@ -88,7 +89,7 @@ def _check(labels: list[str], path: Path) -> None:
 
 
 def check_labels(labels: list[str], where: str = "") -> None:
-    """Raise a ValueError that begins with `where` if a label is no text or empty, or no terminal could show it."""
+    """Raise a ValueError that begins with `where` if a label is not text, is empty, or cannot be printed."""
     for number, label in enumerate(labels, start=1):
         if not isinstance(label, str) or not label.strip():
             raise ValueError(f"{where}label {number} of {len(labels)} is {short(label)}: each needs a name")
@@ -97,5 +98,5 @@ def check_labels(labels: list[str], where: str = "") -> None:
 
 
 def composed(text: str) -> str:
-    """Text in Unicode's composed form, as labels and names of folders are compared."""
+    """Text in Unicode's composed form, in which labels and folder names are compared."""
     return unicodedata.normalize("NFC", text)

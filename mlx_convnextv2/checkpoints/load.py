@@ -1,7 +1,7 @@
 """Load a checkpoint by name, strictly.
 
-The way of the weights: files -> headers -> names of Hugging Face -> compared with the model's parameters -> read,
-brought to MLX's layout and cast, one tensor at a time, when MLX evaluates them.
+The headers of the files give the tensors' names, which become Hugging Face's and are compared with the model's
+parameters. The tensors are read, converted to MLX's layout and cast one at a time, when MLX evaluates them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def load(
     labels: Sequence[str] | None = None,
     **config_overrides: Any,
 ) -> tuple[Any, ConvNextImageProcessor]:
-    """Load a checkpoint, converted or not, strictly: no parameter keeps a random value, no tensor is left over.
+    """Load a checkpoint, converted or not. Loading is strict: no parameter stays random, and no tensor is left over.
 
     Args:
         path_or_repo: a folder, a weights file, or a Hub id such as "facebook/convnextv2-tiny-1k-224", with weights
@@ -58,21 +58,21 @@ def load(
             with its cache and its variables (HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE).
         dtype: "float32", "float16" or "bfloat16", or MLX's type; None keeps the checkpoint's.
         revision: branch, tag or commit of the Hub repository.
-        model_class: ConvNextV2ForImageClassification, ConvNextV2Model or ConvNextV2Backbone; None takes what the
-            checkpoint holds. A model or backbone leaves the parts out that it has no use for: classifier, and for a
-            backbone the final norm. A backbone's own norms start at 1 and 0 where the checkpoint has none; those of
-            stages that `out_features` leaves out are not read.
-        labels: give the model a new head for these classes, its weights drawn as transformers draws them, and say so
-            in a warning. The rest is as it is; of a checkpoint that has no head, the final norm may be new too.
+        model_class: ConvNextV2ForImageClassification, ConvNextV2Model or ConvNextV2Backbone; None means the class of
+            the checkpoint. A model or backbone leaves out the classifier, and a backbone also the final norm. A
+            backbone's own norms start at 1 and 0 if the checkpoint has none. Norms of stages that `out_features` leaves
+            out are not read.
+        labels: give the model a new head for these classes, and warn of it. Its weights are random, as in transformers.
+            The other weights are the checkpoint's; if it has no head, the final norm may be new too.
         config_overrides: fields of the configuration to change, such as `out_features=["stage2", "stage4"]`.
 
     Returns:
-        The model, in inference mode and for any thread to use, and its image processor.
+        The model, in inference mode and usable from any thread, and its image processor.
 
     Raises:
         FileNotFoundError: no such folder, repository, revision or weights.
         OSError: the Hub is out of reach, a file cannot be read, or this process was forked from one that used MLX.
-        TypeError: `path_or_repo` is no path and no id.
+        TypeError: `path_or_repo` is neither a path nor an id.
         ValueError: another architecture, a corrupt file, weights that do not fit (listed), a `revision` of something
             local, or another `model_class`.
     """
@@ -89,16 +89,16 @@ def load(
     else:
         model = load_unread(checkpoint, dtype, model_class, asked=config_overrides)
     try:
-        mx.eval(model.parameters())  # lazy arrays are of use in the thread alone that made them
+        mx.eval(model.parameters())  # lazy arrays can only be used in the thread that made them
     except RuntimeError as error:
-        if not str(error).startswith("[read]"):  # not a file's fault
+        if not str(error).startswith("[read]"):  # not the file's fault
             raise
         raise OSError(f"{os.fspath(path_or_repo)} cannot be read ({one_line(error)}): download it again") from None
     return model, checkpoint.processor
 
 
 def load_with_new_head(checkpoint: Checkpoint, dtype: mx.Dtype | None = None) -> ConvNextV2ForImageClassification:
-    """A classifier for the labels of `checkpoint.config`: its body is the checkpoint's, and its head is new."""
+    """A classifier for the labels of `checkpoint.config`, with the checkpoint's body and a new head."""
     model, sources, left_out = build_with_new_head(checkpoint.config, checkpoint.weights)
     load_weights(model, checkpoint.weights, sources, left_out, dtype)
     draw_head(model, checkpoint.weights, sources)
@@ -112,12 +112,12 @@ def load_unread(
     model_class: type[ConvNextV2PreTrainedModel] | None = None,
     asked: Collection[str] = (),
 ) -> ConvNextV2PreTrainedModel:
-    """The model of a checkpoint, each weight of which is read when it is needed, which must be in this thread.
+    """The model of a checkpoint, with unread weights. Each is read when it is needed, which must be in this thread.
 
-    A conversion never has to hold all of them. `asked` names the fields of the configuration that the user changed.
+    So a conversion never has to hold all weights. `asked` names the configuration's fields that the user changed.
     """
     check_not_forked()
-    config, weights = deepcopy(checkpoint.config), checkpoint.weights  # the model may change its own
+    config, weights = deepcopy(checkpoint.config), checkpoint.weights  # the model may change its own copy
     model, sources, left_out = _build(config, weights, model_class)
     if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(asked):
         _check_head(weights, config.num_labels)
@@ -174,7 +174,7 @@ def _build(
             names = [name for name in names if not name.startswith(_NORMS)]
         left_out = {name for name in tensors if name.startswith(tuple(unused))}
     elif model_class is ConvNextV2Model and not from_transformers and f"{prefix}layernorm.weight" not in tensors:
-        # the outcome of pre-training alone (FCMAE)
+        # a checkpoint that was only pre-trained (FCMAE)
         warnings.warn(f"{weights.path} has no final norm: the pooled output is normalised without one", stacklevel=4)
         names = [name for name in names if not name.startswith("layernorm.")]
     return model, {name: prefix + name for name in names}, left_out
@@ -190,11 +190,11 @@ def load_weights(
     """Give every parameter of the model its tensor, strictly.
 
     Args:
-        model: takes the weights.
-        weights: where they are.
-        sources: for each parameter of the model that the checkpoint must hold, the name it has there.
-        left_out: names in the checkpoint that the model has no use for.
-        dtype: cast to this; None keeps the file's.
+        model: the model to fill.
+        weights: the checkpoint's weights.
+        sources: the checkpoint's name for each parameter that it must hold.
+        left_out: names in the checkpoint that the model does not use.
+        dtype: the dtype to cast to; None keeps the file's.
 
     Raises:
         ValueError: tensors are missing, left over or of another shape; the message lists them.

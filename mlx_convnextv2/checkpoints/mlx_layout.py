@@ -1,4 +1,4 @@
-"""The layout of the weights in PyTorch and in MLX."""
+"""The layouts of weights in PyTorch and in MLX."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import mlx.core as mx
 
 from ..files.tensors import Tensor
 
-# Convolution weights are (out, in, height, width) in PyTorch and (out, height, width, in) in MLX. Which tensors are
-# convolutions is told by their names, never by their shapes.
+# Convolution weights are (out, in, height, width) in PyTorch and (out, height, width, in) in MLX. Names, never shapes,
+# tell which tensors are convolutions.
 _CONVOLUTIONS = re.compile(r"\.(patch_embeddings|downsampling_layer\.1|dwconv)\.weight$")
 TO_MLX = (0, 2, 3, 1)
 TO_PYTORCH = (0, 3, 1, 2)
-# timm's smaller models write the linear layers as 1x1 convolutions (out, in, 1, 1), and all of them GRN as (4C,).
+# timm's smaller models store linear layers as 1x1 convolutions (out, in, 1, 1). All its models store GRN as (4C,).
 _LINEAR = re.compile(r"\.pwconv[12]\.weight$")
 _GRN = re.compile(r"\.grn\.(weight|bias)$")
 
 
 def to_pytorch_layout(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
-    """Weights in MLX's layout -> in PyTorch's: convolutions (out, height, width, in) -> (out, in, height, width)."""
+    """Weights in MLX's layout -> PyTorch's: convolutions (out, height, width, in) -> (out, in, height, width)."""
     return {
         name: array.transpose(TO_PYTORCH) if _CONVOLUTIONS.search(f".{name}") else array
         for name, array in weights.items()

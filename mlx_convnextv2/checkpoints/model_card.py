@@ -13,7 +13,7 @@ from ..files.json_files import read_json
 from ..files.names import CARD_FILE
 from ..model.config import ConvNextV2Config
 
-_MAX_CARD = 50_000  # characters that are read; the rest states nothing
+_MAX_CARD = 50_000  # characters that are read; the rest is ignored
 _MAX_ENTRY = 300  # characters
 
 _IDENTIFIER = r"[\w.-]{1,50}"
@@ -85,18 +85,18 @@ def model_card(
     base_model: str | None = None,
     licence: str | None = None,
 ) -> str:
-    """The README.md of a checkpoint: where it comes from, what it holds, how to use it, and on what terms.
+    """The README.md of a checkpoint: its origin, content, use and terms.
 
     Args:
-        config: the model's.
+        config: the model's configuration.
         name: a Hub id or the folder's name.
-        dtype: of the weights, by name.
-        size: of the weights in bytes.
+        dtype: the name of the weights' dtype.
+        size: the size of the weights in bytes.
         quantized: whether linear layers are quantized, as `config`'s `quantization` entry says.
         classifies: whether there is a classification head.
         format: "mlx" or "huggingface".
-        base_model: what it was converted from.
-        licence: what the source states, by its identifier on the Hub.
+        base_model: the checkpoint that it was converted from.
+        licence: the Hub's identifier of the licence that the source states.
     """
     stored = dtype
     if quantized:
@@ -129,14 +129,14 @@ def model_card(
 
 
 def weights_terms(licence: str | None) -> str:
-    """The terms of weights for a file without a card: what the source states, and the caveat of the published ones."""
+    """The terms of weights for a file without a card: the source's statement and the caveat on published weights."""
     stated = f"{licence}, as the source states." if licence else "None is stated."
     return f"{stated} {' '.join(_CAVEAT.split())}"
 
 
 def _licence_lines(licence: str | None) -> str:
-    """The header's entry for a licence, or for several with commas between them."""
-    # JSON's strings are YAML's, whatever they contain
+    """The header's entry for a licence, or for several separated by commas."""
+    # every JSON string is also a YAML string
     parts = [part if re.fullmatch(_IDENTIFIER, part) else json.dumps(part) for part in (licence or "").split(", ")]
     if not licence:
         return ""
@@ -144,21 +144,21 @@ def _licence_lines(licence: str | None) -> str:
 
 
 def read_base_model(source: Path) -> str | None:
-    """What a checkpoint folder was converted from, if its card says that it is a conversion of ours."""
+    """The checkpoint that a folder was converted from, if its card says that we converted it."""
     told = r"^Converted from `([\w./-]{1,200})` with mlx_convnextv2 "
     converted = re.search(told, _beginning(source / CARD_FILE), re.MULTILINE)
     return converted[1] if converted else None
 
 
 def read_licence(source: Path) -> str | None:
-    """The licence that a checkpoint folder states: `license` in its model card's header, or in a timm config.json."""
+    """The licence that a checkpoint folder states: `license` in the model card's header or in a timm config.json."""
     stated, config = _stated_in_card(source / CARD_FILE), source / "config.json"
     if stated is None and config.is_file():
         values = read_json(config)
         pretrained_cfg = values.get("pretrained_cfg") if isinstance(values, dict) else None
         stated = pretrained_cfg.get("license") if isinstance(pretrained_cfg, dict) else None
     licences = stated if isinstance(stated, list) else [stated]
-    # the Hub's identifiers; anything else would be somebody else's text in our header
+    # only the Hub's identifiers: anything else would be foreign text in our header
     found = [licence for licence in licences if isinstance(licence, str) and re.fullmatch(_IDENTIFIER, licence)]
     return ", ".join(found) or None
 
@@ -166,8 +166,8 @@ def read_licence(source: Path) -> str | None:
 def _stated_in_card(card: Path) -> Any:
     """`license` in a model card's header, or None.
 
-    YAML can take minutes for kilobytes of brackets or of references to one another, and what is in the other entries
-    does not matter here: it is given this entry alone, and only one that is short and refers to nothing.
+    YAML can take minutes to parse kilobytes of brackets or references. So it gets only this entry, and only if the
+    entry is short and has no references.
     """
     header = re.match(r"\s*---\n(.*?\n)---[ \t]*(\n|$)", _beginning(card), re.DOTALL)
     entry = re.search(r"^license:.*\n([ -].*\n)*", header[1], re.MULTILINE) if header else None
@@ -177,12 +177,12 @@ def _stated_in_card(card: Path) -> Any:
 
     try:
         return ModelCard(f"---\n{entry[0]}---\n", ignore_metadata_errors=True).data.to_dict().get("license")
-    except Exception:  # YAML's errors are of many kinds; an entry that cannot be read states nothing
+    except Exception:  # YAML raises many kinds of errors; an unreadable entry states nothing
         return None
 
 
 def _beginning(card: Path) -> str:
-    """The first characters of a model card, with plain line ends; none where there is no card."""
+    """The first characters of a model card, with plain line ends, or "" if there is no card."""
     if not card.is_file():
         return ""
     with card.open(encoding="utf-8", errors="replace") as opened:

@@ -1,4 +1,4 @@
-"""A head for classes of one's own on the body of a checkpoint: where training begins."""
+"""A new head for the user's own classes on the body of a checkpoint, as the start of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BACKBONE_NORMS = "hidden_states_norms."
 
 
 def check_new_labels(labels: Any, model_class: type | None, overrides: Collection[str]) -> list[str]:
-    """The labels of a new head, or a ValueError that says what is wrong with them or with what else `load` was told."""
+    """The labels of a new head, or a ValueError if they or the other arguments of `load` are wrong."""
     if isinstance(labels, str) or not isinstance(labels, Sequence):
         raise ValueError(f'labels must be a list such as ["cat", "dog"], not {short(labels)}')
     if not 1 <= len(labels) <= MAX_LABELS:
@@ -46,7 +46,7 @@ def check_new_labels(labels: Any, model_class: type | None, overrides: Collectio
 def build_with_new_head(
     config: ConvNextV2Config, weights: Weights
 ) -> tuple[ConvNextV2ForImageClassification, dict[str, str], set[str]]:
-    """A model without its weights, the checkpoint's name for each parameter but the head's, and the names left out."""
+    """A model without weights, the checkpoint's name for each parameter except the head's, and the names left out."""
     tensors = weights.tensors
     prefix = _PREFIX if any(name.startswith(_PREFIX) for name in tensors) else ""
     left_out = {name for name in tensors if name.startswith(("classifier.", _BACKBONE_NORMS))}
@@ -57,7 +57,7 @@ def build_with_new_head(
     except ValueError as error:
         raise ValueError(f"{weights.path}: {error}") from None
     names = [name for name in dict(tree_flatten(model.parameters())) if not name.startswith("classifier.")]
-    # What was only pre-trained (FCMAE), and a backbone, may lack the norm before the head.
+    # A checkpoint that was only pre-trained (FCMAE) or is a backbone may lack the norm before the head.
     may_lack = weights.scheme is not HUGGING_FACE or any(name.startswith(_BACKBONE_NORMS) for name in tensors)
     if may_lack and f"{prefix}layernorm.weight" not in tensors:
         names = [name for name in names if not name.startswith(_FINAL_NORM)]
@@ -65,10 +65,11 @@ def build_with_new_head(
 
 
 def draw_head(model: ConvNextV2ForImageClassification, weights: Weights, loaded: Collection[str]) -> None:
-    """Give the head its first weights, in the dtype of the others, and say so.
+    """Give the head its initial weights, in the dtype of the others, and say so in a warning.
 
     Args:
-        loaded: the parameters that are the checkpoint's; without the final norm's, which stay at 1 and 0, that is said.
+        loaded: the parameters from the checkpoint. If the final norm's are not among them, they stay at 1 and 0, and
+            the warning says so.
     """
     draw_weights(model.classifier, model.config.initializer_range)
     dtype = model.convnextv2.embeddings.patch_embeddings.weight.dtype

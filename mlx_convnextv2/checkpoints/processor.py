@@ -27,13 +27,13 @@ class ConvNextImageProcessor(ImageProcessor):
         Raises:
             FileNotFoundError: there is none.
             OSError: the Hub is out of reach.
-            ValueError: it holds something else than ConvNeXt's preprocessing.
+            ValueError: it describes something other than ConvNeXt's preprocessing.
         """
         return cls.from_folder(fetch(path_or_repo, revision=revision, weights=False), **overrides)
 
     @classmethod
     def from_folder(cls, folder: Path, **overrides: Any) -> Self:
-        """Read the preprocessor_config.json of a folder; without one it is a FileNotFoundError."""
+        """Read the preprocessor_config.json of a folder. If there is none, raise a FileNotFoundError."""
         path = folder / PREPROCESSOR_FILE
         if not path.is_file():
             raise FileNotFoundError(f"{folder} has no {PREPROCESSOR_FILE}: copy it there from the original checkpoint")

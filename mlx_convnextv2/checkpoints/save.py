@@ -44,23 +44,24 @@ def save(
 ) -> None:
     """Write a checkpoint folder: weights, config.json, preprocessor_config.json and a model card.
 
-    The folder appears whole or not at all. `load` reads it back to the same numbers, and with format="huggingface"
-    so does transformers' `from_pretrained`.
+    The folder appears whole or not at all. `load` reads the same numbers back. With format="huggingface", so does
+    transformers' `from_pretrained`.
 
     Args:
-        model: what to write, in its parameters' dtype.
+        model: the model to write, in its parameters' dtype.
         path: the folder, which must not exist.
-        processor: written beside the model where given.
+        processor: an image processor to write beside the model.
         format: "mlx" for MLX's layout, "huggingface" for PyTorch's.
-        overwrite: replace a checkpoint folder that is there.
-        name, base_model, licence: stated in the model card; the name is the folder's unless given.
+        overwrite: replace an existing checkpoint folder.
+        name, base_model, licence: for the model card. The default name is the folder's.
         max_shard_bytes: larger weights are split into shards of this size.
-        release: give up the model's weights as they are written, which saves memory and time; it is empty afterwards.
+        release: release each of the model's weights once it is written, which saves memory and time. The model is empty
+            afterwards.
 
     Raises:
         FileExistsError: the folder exists.
-        OSError: it cannot be written, for lack of space say.
-        ValueError: an unknown format, or a config that is no longer the model's.
+        OSError: it cannot be written, for example for lack of space.
+        ValueError: an unknown format, or a config that no longer fits the model.
     """
     if format not in ("mlx", "huggingface"):
         raise ValueError(f'format must be "mlx" or "huggingface", not {format!r}')
@@ -110,7 +111,7 @@ def save(
 
 
 def _check_described(model: ConvNextV2PreTrainedModel, config: ConvNextV2Config) -> None:
-    """Raise a ValueError if a model built from the configuration would have other parameters than this one."""
+    """Raise a ValueError if a model built from the configuration would have different parameters from this one."""
     ours = _shapes(model)
     with no_init_weights():
         rebuilt = next(known for known in MODEL_CLASSES if isinstance(model, known))(config)

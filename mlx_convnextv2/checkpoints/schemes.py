@@ -15,9 +15,9 @@ class Scheme:
     """How one source names its tensors.
 
     Args:
-        name: what to call it.
-        marker: the checkpoint is of this scheme when one of its keys matches this pattern.
-        renames: (pattern, replacement) pairs that lead to Hugging Face's names; all are applied, in order.
+        name: the scheme's name in messages.
+        marker: a checkpoint is of this scheme if one of its keys matches this pattern.
+        renames: (pattern, replacement) pairs that lead to Hugging Face's names. All are applied, in order.
     """
 
     name: str
@@ -73,7 +73,7 @@ SCHEMES = (HUGGING_FACE, TIMM, ORIGINAL)
 
 
 def find_scheme(keys: Collection[str], path: Path) -> Scheme:
-    """The scheme of a checkpoint, recognised from its keys alone; none or several are a ValueError that shows a few."""
+    """The scheme of a checkpoint, judged by its keys alone. If none or several fit, a ValueError shows some keys."""
     found = [scheme for scheme in SCHEMES if any(re.search(scheme.marker, key) for key in keys)]
     if len(found) == 1:
         return found[0]
@@ -85,5 +85,5 @@ def find_scheme(keys: Collection[str], path: Path) -> Scheme:
     )
 
 
-# timm's and the authors' models use one epsilon for every norm, the final one too.
+# timm's and the authors' models use one epsilon for every norm, including the final one.
 LAYER_NORM_EPS = 1e-6

@@ -10,11 +10,11 @@ from .processor import ConvNextImageProcessor
 from .schemes import LAYER_NORM_EPS
 from .weights import Weights, values_from_tensors
 
-TIMM_KEYS = ("architecture", "model_args")  # which our config.json keeps of timm's
+TIMM_KEYS = ("architecture", "model_args")  # our config.json keeps these of timm's
 
 _PILLOW_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
-# timm's arguments that are told by the tensors, or change nothing at inference.
+# timm's arguments that follow from the tensors or change nothing at inference.
 _TIMM_INERT_ARGS = {
     *("in_chans", "num_classes", "depths", "dims", "patch_size", "conv_mlp", "use_grn", "ls_init_value", "conv_bias"),
     *("drop_rate", "drop_path_rate", "img_size"),
@@ -45,14 +45,14 @@ def values_from_timm(values: Mapping[str, Any], weights: Weights) -> dict[str, A
     label_names = values.get("label_names")
     if label_names is not None and len(label_names) == ours["num_labels"]:
         names = label_names if isinstance(label_names, Mapping) else dict(enumerate(label_names))
-        described = values.get("label_descriptions") or {}  # of WordNet's numbers, say
+        described = values.get("label_descriptions") or {}  # by WordNet's numbers, for example
         ours["id2label"] = {index: described.get(name, name) for index, name in names.items()}
         del ours["num_labels"]
     return ours
 
 
 def timm_processor(cfg: Mapping[str, Any]) -> ConvNextImageProcessor:
-    """timm's `pretrained_cfg`, its settings for evaluation, as an image processor."""
+    """timm's `pretrained_cfg`, the settings for evaluation, as an image processor."""
     height, width = cfg["input_size"][1:]
     if height != width:
         raise ValueError(

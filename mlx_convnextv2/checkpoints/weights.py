@@ -1,4 +1,4 @@
-"""The weights of a checkpoint under Hugging Face's names, each read when it is asked for."""
+"""The weights of a checkpoint under Hugging Face's names. Each is read when it is asked for."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .schemes import HUGGING_FACE, LAYER_NORM_EPS, Scheme, find_scheme
 class Weights:
     """The headers of a checkpoint's files: its tensors under Hugging Face's names, and whether it is in MLX's layout.
 
-    `dropped` names what the files hold beside the weights: an optimizer's state, say, or the copy of the weights
-    that was not averaged.
+    `dropped` names everything else in the files, such as an optimizer's state or the copy of the weights that is not
+    the average.
     """
 
     path: Path
@@ -34,11 +34,11 @@ class Weights:
 
     @classmethod
     def open(cls, path: Path) -> Weights:
-        """Read the headers of a weights file or of those of a folder; from safetensors no tensor is read.
+        """Read the headers of a weights file, or of all weights files in a folder. No safetensors tensor is read.
 
         Raises:
             FileNotFoundError: there are no weights, or a shard is missing.
-            ValueError: a file is truncated or corrupt, or the keys are of no known scheme or of several.
+            ValueError: a file is truncated or corrupt, or its keys fit no known scheme or several.
         """
         raw: dict[str, Tensor] = {}
         formats = set()
@@ -63,7 +63,7 @@ class Weights:
         tensors: dict[str, Tensor] = {}
         for key, full_key in bare.items():
             name = scheme.rename(key)
-            if name.startswith("classifier.") and 0 in raw[full_key].shape:  # the authors' way to have no head
+            if name.startswith("classifier.") and 0 in raw[full_key].shape:  # the authors' models without a head
                 dropped.append(full_key)
                 continue
             if name in tensors:
@@ -72,9 +72,9 @@ class Weights:
         return cls(path, scheme, tensors, is_mlx, tuple(dropped))
 
     def read(self, names: Sequence[str], dtype: mx.Dtype | None = None) -> list[tuple[str, mx.array]]:
-        """The tensors of these names in MLX's layout, those in floating point cast to `dtype` if given.
+        """The named tensors in MLX's layout. Floating-point tensors are cast to `dtype` if given.
 
-        From safetensors, each is read when MLX evaluates it.
+        With safetensors, each is read when MLX evaluates it.
         """
         files: dict[Path, Mapping[str, mx.array]] = {}
         read = []
@@ -86,14 +86,14 @@ class Weights:
             if tensor.transpose:
                 array = array.transpose(TO_MLX)  # (out, in, height, width) -> (out, height, width, in)
             array = array.reshape(tensor.shape)
-            if dtype is not None and is_floating(array.dtype):  # quantized weights are whole numbers
+            if dtype is not None and is_floating(array.dtype):  # quantized weights are integers
                 array = array.astype(dtype)
             read.append((name, array))
         return read
 
 
 def values_from_tensors(weights: Weights) -> dict[str, Any]:
-    """The configuration that the tensors' names and shapes tell. Only the resolution is left to the file's name."""
+    """The configuration according to the tensors' names and shapes. Only the resolution comes from the file's name."""
     shapes = {name.removeprefix("convnextv2."): tensor.shape for name, tensor in weights.tensors.items()}
     blocks = [re.match(r"encoder\.stages\.(\d+)\.layers\.(\d+)\.dwconv\.weight$", name) for name in shapes]
     positions = [(int(match[1]), int(match[2])) for match in blocks if match]

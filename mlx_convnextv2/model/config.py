@@ -27,14 +27,14 @@ SIZES: dict[str, dict[str, list[int]]] = {
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "swish", "selu")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
-# Bounds that no real checkpoint comes near, so that a hostile config cannot ask for the whole memory.
+# Bounds far above any real checkpoint, to stop a hostile config from asking for all memory.
 MAX_CHANNELS = 65_536
 MAX_STAGES = 64
-MAX_DEPTH = 1_000  # of all stages together
+MAX_DEPTH = 1_000  # over all stages
 MAX_LABELS = 100_000
 
 
-# Fields that follow from one another: what is assigned wins, and the others of its group are worked out anew.
+# Fields that follow from one another: an assigned field wins, and the rest of its group is derived again.
 LABEL_FIELDS = {"num_labels", "id2label", "label2id"}
 STAGE_FIELDS = {"out_features", "out_indices"}
 
@@ -43,7 +43,7 @@ STAGE_FIELDS = {"out_features", "out_indices"}
 class ConvNextV2Config:
     """Every field of Hugging Face's `ConvNextV2Config`, with its defaults.
 
-    A field can be assigned at any time. It is checked as here, and fields that follow from it change with it.
+    A field can be assigned at any time. The value is checked as in the constructor, and dependent fields follow.
 
     Args:
         num_channels: channels of the input image.
@@ -55,14 +55,14 @@ class ConvNextV2Config:
         initializer_range: standard deviation of the initial convolution and linear weights.
         layer_norm_eps: epsilon of the final LayerNorm alone; all others use 1e-6.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 at the first.
-        image_size: what the checkpoint states. The processor decides the size that is used.
+        image_size: the size that the checkpoint states. The image processor decides which size is used.
         out_features, out_indices: stages that a backbone returns; each follows from the other.
         num_labels: classes; 0 means no head.
         id2label, label2id: label of each class index, and the reverse. `id2label` may be a list of labels; without one
             they are LABEL_0, LABEL_1, ... Labels and `num_labels` follow from one another.
         problem_type: one of `PROBLEM_TYPES`, or None to infer it from the labels.
-        extra: keys of a config.json that are not listed here, kept for the way back. Unknown keywords and attributes
-            are kept here too, and are read as attributes.
+        extra: keys of a config.json that are not listed here, kept for `to_dict`. Unknown keywords and attributes are
+            kept here too, and are read as attributes.
 
     Raises:
         ValueError: a value makes no sense; the message names the field and what is allowed.
@@ -91,7 +91,7 @@ class ConvNextV2Config:
     model_type = "convnextv2"
 
     def __init__(self, **values: Any) -> None:
-        state = vars(self)  # what is assigned here is not aligned before all of it is there
+        state = vars(self)  # not `setattr`, which aligns the fields before all of them exist
         for known in fields(self):
             default = known.default if known.default_factory is MISSING else known.default_factory()
             state[known.name] = values.pop(known.name, default)
@@ -101,7 +101,7 @@ class ConvNextV2Config:
         self._keep(values)
 
     def update(self, values: Mapping[str, Any]) -> None:
-        """Assign several fields at once, all or, where one makes no sense, none."""
+        """Assign several fields at once. If one makes no sense, none is assigned."""
         kept = dict(vars(self))
         for group in (LABEL_FIELDS, STAGE_FIELDS):
             if not group.isdisjoint(values):
@@ -130,7 +130,7 @@ class ConvNextV2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ConvNextV2Config:
-        """Read a parsed config.json. Keys that are not fields are kept in `extra`; null means the default."""
+        """Read a parsed config.json. Unknown keys are kept in `extra`, and null means the default."""
         if not isinstance(values, Mapping):
             raise ValueError(f"a config must be a JSON object, not {type(values).__name__}")
         values = dict(values)
@@ -139,7 +139,7 @@ class ConvNextV2Config:
             raise ValueError(
                 f"this is a checkpoint of the architecture {short(model_type)}, and only {cls.model_type!r} can be read"
             )
-        values.pop("stage_names", None)  # which follow from num_stages
+        values.pop("stage_names", None)  # they follow from num_stages
         known = {f.name for f in fields(cls)} - {"extra"}
         extra = {name: value for name, value in values.items() if name not in known}
         given = {name: value for name, value in values.items() if name in known and value is not None}
@@ -154,7 +154,7 @@ class ConvNextV2Config:
         """A dictionary for config.json; `from_dict` gives back an equal configuration."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         values["id2label"] = {str(index): label for index, label in self.id2label.items()}
-        # Files carry the labels, or where nobody named the classes their number.
+        # A file has the labels, or the number of classes if nobody named them.
         derived = ("id2label", "label2id") if is_unnamed(self.id2label) else ("num_labels",)
         for name in (*derived, "problem_type") if self.problem_type is None else derived:
             del values[name]
@@ -207,13 +207,13 @@ class ConvNextV2Config:
             _require_one_of("problem_type", self.problem_type, PROBLEM_TYPES)
 
     def _labels_fit(self, values: Mapping[str, Any]) -> bool:
-        """Whether the labels stay as they are where these fields are assigned."""
+        """Whether assigning these fields leaves the labels as they are."""
         if "id2label" in values or values.get("num_labels", self.num_labels) != self.num_labels:
             return False
         return values.get("label2id") is None or _is_reverse(values["label2id"], self.id2label)
 
     def _align_labels(self) -> None:
-        """Fill whichever of id2label, label2id and num_labels is missing: `id2label` says most, `num_labels` least."""
+        """Derive the missing ones of id2label, label2id and num_labels, from the first of these that is given."""
         state = vars(self)
         if self.label2id is not None:
             _require(isinstance(self.label2id, Mapping), "label2id", self.label2id, "a map of labels to class indices")
@@ -237,7 +237,7 @@ class ConvNextV2Config:
             state["label2id"] = {label: index for index, label in self.id2label.items()}
 
     def _align_out_features(self) -> None:
-        """Fill whichever of out_features and out_indices is missing; both default to the last stage."""
+        """Derive out_features from out_indices or the reverse. The default is the last stage."""
         names, state = self.stage_names, vars(self)
         if self.out_features is None and self.out_indices is None:
             state["out_features"] = names[-1:]
@@ -265,7 +265,7 @@ class ConvNextV2Config:
         state["out_features"] = from_indices
 
     def _keep(self, unknown: dict[str, Any]) -> None:
-        """Keep unknown keywords in `extra`, except what follows from the fields, which may only say the same."""
+        """Keep unknown keywords in `extra`. A keyword for a derived property must agree with it, and is not kept."""
         _require(isinstance(self.extra, Mapping), "extra", self.extra, "a mapping of names to values")
         for name in [name for name in unknown if hasattr(type(self), name)]:
             if unknown.pop(name) != getattr(self, name):
@@ -279,13 +279,13 @@ class ConvNextV2Config:
 
 
 def as_pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a side or a pair of sides."""
+    """One side, or a pair of sides -> (height, width)."""
     sides = [value] if isinstance(value, int) else list(value)
     return sides[0], sides[-1]
 
 
 def is_unnamed(id2label: Mapping[int, str]) -> bool:
-    """Whether these are the labels LABEL_0, LABEL_1, ... that stand where nobody named the classes."""
+    """Whether these are the placeholders LABEL_0, LABEL_1, ... of unnamed classes."""
     return all(label == f"LABEL_{index}" for index, label in id2label.items())
 
 
@@ -304,7 +304,7 @@ def _as_labels(name: str, pairs: list[tuple[Any, Any]]) -> dict[int, str]:
 
 
 def _is_reverse(label2id: Any, id2label: Mapping[int, str]) -> bool:
-    """Whether every label has an index that is its own; where classes share a label, the index of any of them."""
+    """Whether label2id reverses id2label. If classes share a label, the index of any of them will do."""
     if not isinstance(label2id, Mapping) or label2id.keys() != set(id2label.values()):
         return False
     return all(type(index) is int and id2label.get(index) == label for label, index in label2id.items())

@@ -36,7 +36,7 @@ ACT2FN: dict[str, Callable[[mx.array], mx.array]] = {
 def drop_path(hidden_states: mx.array, drop_prob: float = 0.0, training: bool = False) -> mx.array:
     """Zero whole samples of the batch with probability `drop_prob` and scale the others by 1 / (1 - drop_prob).
 
-    Stochastic depth (Huang et al. 2016, arXiv:1603.09382). (N, ...) -> (N, ...), the dtype kept. Outside training it
+    Stochastic depth (Huang et al. 2016, arXiv:1603.09382). (N, ...) -> (N, ...) of the same dtype. Outside training it
     is the identity.
     """
     if drop_prob == 0.0 or not training:
@@ -99,7 +99,7 @@ class ConvNextV2Embeddings(nn.Module):
         return self.layernorm(embeddings)
 
     def check(self, pixel_values: mx.array) -> None:
-        """Raise a ValueError that says what pixel_values must be, where they are not."""
+        """Raise a ValueError that says what pixel_values must be, if they are not."""
         if not isinstance(pixel_values, mx.array):
             raise TypeError(f"pixel_values must be an mx.array, not {type(pixel_values).__name__}: wrap it in mx.array")
         expected = f"pixel_values must have the shape (batch, height, width, {self.num_channels})"
@@ -138,7 +138,7 @@ class ConvNextV2Layer(nn.Module):
         return hidden_states + self.drop_path(self.branch(hidden_states))
 
     def branch(self, hidden_states: mx.array) -> mx.array:
-        """What the block adds to its input: (N, H, W, C) -> (N, H, W, C)."""
+        """The block without its residual connection: (N, H, W, C) -> (N, H, W, C)."""
         conv, norm = self.dwconv, self.layernorm
         hidden_states = depthwise_layer_norm(hidden_states, conv.weight, conv.bias, norm.weight, norm.bias, norm.eps)
         hidden_states = self.pwconv1(hidden_states)  # (N, H, W, C) -> (N, H, W, 4C)
@@ -150,7 +150,7 @@ class ConvNextV2Layer(nn.Module):
 
 
 class ConvNextV2Stage(nn.Module):
-    """Blocks at one resolution, after a LayerNorm and a strided convolution that lead to it from the one before.
+    """Blocks at one resolution. A LayerNorm and a strided convolution before them reduce the previous resolution.
 
     With stride 2: (N, H, W, in_channels) -> (N, H // 2, W // 2, out_channels).
     """
@@ -205,7 +205,7 @@ class ConvNextV2Encoder(nn.Module):
             in_channels = out_channels
 
     def __call__(self, hidden_states: mx.array) -> tuple[mx.array, ...]:
-        """The stem's output -> the hidden states: the stem's output and each stage's, (N, H, W, C) of its own."""
+        """The stem's output -> the hidden states: the outputs of the stem and of each stage, (N, H, W, C) each."""
         all_hidden_states = [hidden_states]
         for stage in self.stages:
             all_hidden_states.append(stage(all_hidden_states[-1]))
@@ -213,11 +213,11 @@ class ConvNextV2Encoder(nn.Module):
 
 
 class ConvNextV2PreTrainedModel(nn.Module):
-    """What the three models share: the configuration, the first weights, and how outputs are returned.
+    """What the three models share: the configuration, the initial weights, and how outputs are returned.
 
-    The first weights are evaluated, so that any thread may use the model. In the main thread `mx.random.seed` decides
-    them; in another they are new each time, because MLX's random state there would abort the process at its exit.
-    `layers.no_init_weights` leaves them out, for weights that are given afterwards.
+    The initial weights are evaluated, so any thread may use the model. In the main thread they follow from
+    `mx.random.seed`. In other threads they differ each time, because using MLX's random state there would abort the
+    process at its exit. Within `layers.no_init_weights` there are none, for weights that are given afterwards.
     """
 
     def __init__(self, config: ConvNextV2Config):
@@ -225,9 +225,9 @@ class ConvNextV2PreTrainedModel(nn.Module):
         self.config = config
 
     def _init_weights(self) -> None:
-        """As transformers: convolution and linear weights from a normal of std `initializer_range`, biases 0.
+        """As in transformers: convolution and linear weights are normal with std `initializer_range`, biases 0.
 
-        LayerNorm (1, 0) and GRN (0, 0) have theirs from their constructors.
+        The constructors of LayerNorm (1, 0) and GRN (0, 0) have set theirs.
         """
         if layers.wants_weights():
             layers.draw_weights(self, self.config.initializer_range)
@@ -273,7 +273,7 @@ class ConvNextV2Model(ConvNextV2PreTrainedModel):
 
     def pool(self, last_hidden_state: mx.array) -> mx.array:
         """The normalised mean over the pixels: (N, H, W, C) -> (N, C)."""
-        # summed in float32, because a float16 sum overflows
+        # in float32, because a float16 sum overflows
         pooled = last_hidden_state.astype(mx.float32).mean(axis=(1, 2)).astype(last_hidden_state.dtype)
         return self.layernorm(pooled)
 
@@ -296,13 +296,13 @@ class ConvNextV2ForImageClassification(ConvNextV2PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> ImageClassifierOutput:
-        """Classify images, and compute the loss where labels are given. With `return_dict=False` a tuple.
+        """Classify images, and compute the loss if labels are given. With `return_dict=False` a tuple.
 
         Args:
             pixel_values: (N, H, W, num_channels), floating point, at least `config.min_image_shape`.
             labels: (N,) class indices, -100 for samples to leave out (cross-entropy); (N, num_labels) of 0 and 1 in
                 floating point (binary cross-entropy); (N,) or (N, num_labels) targets (mean squared error).
-                `config.problem_type` says which; where it is None, one label means regression, integers mean classes.
+                `config.problem_type` says which. If it is None, one label means regression, and integers mean classes.
 
         Raises:
             TypeError: an input is no mx.array.
@@ -321,14 +321,14 @@ class ConvNextV2ForImageClassification(ConvNextV2PreTrainedModel):
 def body_and_classifier(
     model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool = False
 ) -> tuple[ConvNextV2Model, nn.Module | None]:
-    """The two parts of a classifier, the second None where the pooled output is wanted or the first is all there is."""
+    """The two parts of a classifier. The second is None for the pooled output, or if the model has no classifier."""
     if isinstance(model, ConvNextV2Model):
         return model, None
     return model.convnextv2, None if pooled else model.classifier
 
 
 class ConvNextV2Backbone(ConvNextV2PreTrainedModel):
-    """The model as a source of feature maps for detection and segmentation, each with a LayerNorm of its own."""
+    """The model as a source of feature maps for detection and segmentation. Each map has its own LayerNorm."""
 
     def __init__(self, config: ConvNextV2Config):
         super().__init__(config)

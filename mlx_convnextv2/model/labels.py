@@ -1,4 +1,4 @@
-"""The label of each class: the checkpoint's own, or ImageNet-1k's names where it carries none."""
+"""The label of each class: the checkpoint's own, or ImageNet-1k's names if it has none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .config import ConvNextV2Config, is_unnamed
 def class_labels(config: ConvNextV2Config) -> list[str]:
     """`config.num_labels` labels, in the order of the logits.
 
-    `id2label` where it says more than transformers' placeholders (LABEL_0, LABEL_1, ...); else ImageNet-1k's names
-    for 1000 classes, and placeholders for any other number.
+    They are `id2label`, unless it has only transformers' placeholders (LABEL_0, LABEL_1, ...). In that case, 1000
+    classes get ImageNet-1k's names, and any other number keeps the placeholders.
     """
     if config.num_labels == len(imagenet_1k()) and is_unnamed(config.id2label):
         return list(imagenet_1k())
@@ -27,5 +27,5 @@ def imagenet_1k() -> tuple[str, ...]:
 
 @cache
 def imagenet_1k_synsets() -> tuple[str, ...]:
-    """WordNet 3.0's number of each of these synsets, in the same order: n01440764 (tench) to n15075141."""
+    """The WordNet 3.0 numbers of these synsets, in the same order: n01440764 (tench) to n15075141."""
     return tuple(Path(__file__).with_name("imagenet_1k_synsets.txt").read_text(encoding="ascii").split())

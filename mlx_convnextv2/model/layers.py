@@ -1,7 +1,7 @@
 """MLX's layers, on request without the random weights of their constructors.
 
-A model draws its own weights or loads them. Besides the time, no thread but the main one may touch MLX's random state:
-that aborts the process at its exit.
+A model draws its own weights or loads them, so those of the constructors would waste time. Also, only the main thread
+may use MLX's random state: elsewhere it aborts the process at its exit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _wants_weights = ContextVar("wants_weights", default=True)
 
 @contextmanager
 def no_init_weights() -> Iterator[None]:
-    """Models and layers made in this context, by this thread, have lazy zeros for weights, which take no memory."""
+    """Models and layers made in this context and thread have lazy zeros as weights, which take no memory."""
     token = _wants_weights.set(False)
     try:
         yield
@@ -35,12 +35,12 @@ def no_init_weights() -> Iterator[None]:
 
 
 def wants_weights() -> bool:
-    """Whether a model is to draw its weights: not within `no_init_weights`."""
+    """Whether a model is to draw its weights: always, except within `no_init_weights`."""
     return _wants_weights.get()
 
 
 def draw_weights(model: nn.Module, std: float) -> None:
-    """Give the model's convolutions and linear layers weights from a normal of this deviation, and evaluate all."""
+    """Draw the weights of convolutions and linear layers from a normal with deviation `std`, and evaluate them all."""
     check_not_forked()
     in_main_thread = threading.current_thread() is threading.main_thread()
     key = None if in_main_thread else mx.random.key(int.from_bytes(os.urandom(8), "little"))
@@ -52,14 +52,14 @@ def draw_weights(model: nn.Module, std: float) -> None:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, by a path of `ops`."""
+    """`nn.Linear`, computed by a path of `ops`."""
 
     def __call__(self, x: mx.array) -> mx.array:
         return dispatch.linear(x, self.weight, self.bias) if "bias" in self else super().__call__(x)
 
 
 class PatchConv2d(nn.Conv2d):
-    """`nn.Conv2d`, by a path of `ops` as long as patches do not overlap: its stride is the size of its kernel."""
+    """`nn.Conv2d`, computed by a path of `ops` if patches do not overlap: its stride is the size of its kernel."""
 
     def __call__(self, x: mx.array) -> mx.array:
         if "bias" in self and projects_patches(self):
@@ -68,13 +68,13 @@ class PatchConv2d(nn.Conv2d):
 
 
 def projects_patches(convolution: nn.Conv2d) -> bool:
-    """Whether it is a product of separate patches with its weight."""
+    """Whether the convolution is a matrix product of separate patches with its weight."""
     form = convolution.stride, convolution.padding, convolution.dilation, convolution.groups
     return form == (convolution.weight.shape[1:3], (0, 0), 1, 1)
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """`nn.Linear`."""
+    """A `Linear` layer."""
     if wants_weights():
         return Linear(inputs, outputs)
     layer = _without_constructor(Linear)
@@ -91,7 +91,7 @@ def conv2d(
     padding: int = 0,
     groups: int = 1,
 ) -> nn.Conv2d:
-    """`nn.Conv2d`, a `PatchConv2d` where its form is that."""
+    """An `nn.Conv2d`, or a `PatchConv2d` if it has the form of one."""
     layer_class = PatchConv2d if (stride, padding, groups) == (kernel, 0, 1) else nn.Conv2d
     if wants_weights():
         return layer_class(inputs, outputs, kernel, stride, padding, groups=groups)
@@ -103,7 +103,7 @@ def conv2d(
 
 
 def quantized_linear(layer: nn.Linear, group_size: int, bits: int, mode: str) -> nn.QuantizedLinear:
-    """`nn.QuantizedLinear.from_linear(layer, ...)`."""
+    """The same as `nn.QuantizedLinear.from_linear(layer, ...)`."""
     quantized = _without_constructor(nn.QuantizedLinear)
     quantized.group_size, quantized.bits, quantized.mode = group_size, bits, mode
     quantized.weight, quantized.scales, *biases = mx.quantize(layer.weight, group_size, bits, mode=mode)

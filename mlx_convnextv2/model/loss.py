@@ -15,8 +15,8 @@ def classification_loss(logits: mx.array, labels: mx.array, problem_type: str | 
     The labels' shapes are those of `ConvNextV2ForImageClassification`.
 
     Raises:
-        ValueError: labels do not fit the logits' shape, or are classes that do not exist. Within `mx.compile`, where
-            no values can be seen, the loss is NaN instead.
+        ValueError: labels do not fit the logits' shape, or are classes that do not exist. `mx.compile` hides the
+            values, so the loss for such classes is NaN there.
     """
     if not isinstance(labels, mx.array):
         raise TypeError(f"labels must be an mx.array, not {type(labels).__name__}: wrap them in mx.array")
@@ -37,7 +37,7 @@ def classification_loss(logits: mx.array, labels: mx.array, problem_type: str | 
         counted = labels != IGNORED_LABEL
         valid = (labels >= 0) & (labels < num_labels)
         losses = nn.losses.cross_entropy(logits, mx.where(valid, labels, 0))
-        losses = mx.where(valid, losses, mx.nan)  # a class that does not exist must not pass unseen
+        losses = mx.where(valid, losses, mx.nan)  # a class that does not exist must not go unnoticed
         return mx.where(counted, losses, 0).sum() / counted.sum()
     fits = labels.shape == logits.shape or (num_labels == 1 and labels.shape == (batch,))
     _check_labels(fits, labels, f"numbers of the shape ({batch}, {num_labels})")

@@ -11,9 +11,9 @@ import mlx.core as mx
 
 @dataclass
 class ModelOutput:
-    """Fields by name or by position, as in transformers; one that is None has no position and is no key.
+    """Fields by name or by position, as in transformers. A field that is None has no position and is not a key.
 
-    `dict(outputs)` has the fields by name; iteration gives their values, as that of a tuple does.
+    `dict(outputs)` has the fields by name. Iteration gives their values, as with a tuple.
     """
 
     def keys(self) -> list[str]:
@@ -56,7 +56,7 @@ class ConvNextV2ModelOutput(ModelOutput):
 
 @dataclass
 class ImageClassifierOutput(ModelOutput):
-    """loss: a scalar, where labels were given; logits (N, num_labels); hidden_states as in ConvNextV2ModelOutput."""
+    """loss: a scalar, if labels were given; logits (N, num_labels); hidden_states as in ConvNextV2ModelOutput."""
 
     loss: mx.array | None
     logits: mx.array
@@ -67,7 +67,7 @@ class ImageClassifierOutput(ModelOutput):
 class BackboneOutput(ModelOutput):
     """feature_maps: one (N, H, W, C) for each of `out_features`; hidden_states as in ConvNextV2ModelOutput.
 
-    attentions is always None: it is there for what reads the outputs of any backbone.
+    attentions is always None: it exists for code that reads the outputs of any backbone.
     """
 
     feature_maps: tuple[mx.array, ...]

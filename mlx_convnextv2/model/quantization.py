@@ -1,8 +1,9 @@
 """What is quantized, what is not and why.
 
-The linear layers are: pwconv1 and pwconv2 of every block, and the classifier, which hold nine tenths of the parameters.
-Convolutions stay in floating point (MLX has no quantized convolution), and so do norms and GRN, which are small. A
-linear layer is quantized in groups along its input; one whose input no group size divides stays as it is.
+The linear layers are quantized: pwconv1 and pwconv2 of every block, and the classifier. They hold nine tenths of the
+parameters. Convolutions stay in floating point, because MLX has no quantized convolution, and so do norms and GRN,
+because they are small. A linear layer is quantized in groups along its input. If no group size divides its input, the
+layer stays as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ MODES: dict[str, dict[str, tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What becomes of one layer: quantized in groups of `group_size`, or left alone for `reason`."""
+    """The plan for one layer: quantized in groups of `group_size`, or left as it is for `reason`."""
 
     path: str
     group_size: int | None
@@ -39,7 +40,7 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class QuantizationPlan:
-    """What becomes of every layer of a model."""
+    """The plan for every layer of a model."""
 
     mode: str
     bits: int
@@ -47,7 +48,7 @@ class QuantizationPlan:
     layers: tuple[LayerPlan, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The `quantization` entry of a config.json: the common parameters, and each layer's where they differ."""
+        """The `quantization` entry of a config.json: the common parameters, and those of layers that differ."""
         common = {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
         own = {
             layer.path: {**common, "group_size": layer.group_size}
@@ -60,12 +61,12 @@ class QuantizationPlan:
 def plan_quantization(
     model: nn.Module, bits: int | None = None, group_size: int | None = None, mode: str = "affine"
 ) -> QuantizationPlan:
-    """Decide for each layer; nothing is computed yet.
+    """Decide for each layer. Nothing is computed yet.
 
     Args:
-        model: in floating point.
-        bits, group_size: None takes the mode's default. A layer whose input `group_size` does not divide takes the
-            largest smaller group size of the mode that does.
+        model: a model in floating point.
+        bits, group_size: None means the mode's default. If `group_size` does not divide a layer's input, the layer
+            takes the mode's next smaller group size that does.
         mode: one of `MODES`.
 
     Raises:
@@ -97,7 +98,7 @@ def plan_quantization(
 
 @dataclass(frozen=True)
 class QuantizationReport:
-    """What was quantized and what was not, and the size of the parameters in bytes before and after."""
+    """What was quantized and what was not, and the parameters' size in bytes before and after."""
 
     plan: QuantizationPlan
     bytes_before: int
@@ -134,11 +135,11 @@ def quantize(
 
 
 def dequantize(model: nn.Module, dtype: mx.Dtype | None = None) -> None:
-    """Give the model in place linear layers in floating point that compute what its quantized ones do.
+    """Replace the model's quantized layers in place by equal linear layers in floating point.
 
     Args:
-        model: with quantized layers.
-        dtype: of all parameters; None keeps that of each layer's bias.
+        model: a model with quantized layers.
+        dtype: the dtype of all parameters; None keeps the dtype of each layer's bias.
 
     Raises:
         ValueError: no layer is quantized.
@@ -149,7 +150,7 @@ def dequantize(model: nn.Module, dtype: mx.Dtype | None = None) -> None:
     replaced = []
     for path, layer in layers:
         scales, biases = layer.scales, layer.get("biases")
-        if biases is not None:  # affine; the scales of the other modes have a form of their own
+        if biases is not None:  # only affine: other modes encode their scales
             scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
         how = (layer.group_size, layer.bits, layer.mode)
         weight = mx.dequantize(layer.weight, scales, biases, *how, dtype=mx.float32)
@@ -164,11 +165,11 @@ def dequantize(model: nn.Module, dtype: mx.Dtype | None = None) -> None:
 
 
 def count_parameters(shapes: Mapping[str, Sequence[int]], bits: int | None = None) -> int:
-    """How many parameters tensors hold: of quantized weights as many as before, and none in their scales and biases.
+    """The number of parameters in tensors. Quantized weights count as before quantization, their scales and biases not.
 
     Args:
-        shapes: of the tensors by name.
-        bits: of a quantized weight, of which 32 bits are one value of the tensor.
+        shapes: the tensors' shapes by name.
+        bits: the bits of a quantized weight. Each value of a packed tensor has 32.
     """
     layers = {name.removesuffix(".scales") for name in shapes if name.endswith(".scales")}
     total = 0
@@ -177,17 +178,17 @@ def count_parameters(shapes: Mapping[str, Sequence[int]], bits: int | None = Non
         if layer not in layers or kind not in ("weight", "scales", "biases"):
             total += prod(shape)
         elif kind == "weight":
-            total += prod(shape) * 32 // bits  # type: ignore[operator]  # which a checkpoint with scales states
+            total += prod(shape) * 32 // bits  # type: ignore[operator]  # a checkpoint with scales states them
     return total
 
 
 def restore_quantized_layers(model: nn.Module, names: Collection[str], prefix: str = "") -> None:
-    """Give the model quantized layers, their weights not yet loaded, where a checkpoint holds a layer's scales.
+    """Give the model quantized layers, without weights yet, wherever a checkpoint holds a layer's scales.
 
     Args:
-        model: its config's `quantization` entry says how its layers are quantized.
-        names: of the checkpoint's tensors.
-        prefix: what the checkpoint puts before the model's names.
+        model: the `quantization` entry of its config says how its layers are quantized.
+        names: the names of the checkpoint's tensors.
+        prefix: the checkpoint's prefix before the model's names.
 
     Raises:
         ValueError: the entry is missing or makes no sense.
