@@ -4,8 +4,8 @@
 (D,) into the activations (N, P, D) and factors (N, D), or None. The next matrix product can apply the factors to its
 weight and add GRN's bias to its own.
 
-Candidates have names. The name of a depthwise kernel ends in the rows and columns of its tile, the name of a GELU
-kernel in what the factors are applied to.
+Candidates have names. The name of a depthwise kernel gives the rows and columns of its tile, and the name of a GELU
+kernel says what the factors are applied to.
 """
 
 from __future__ import annotations
