@@ -2,4 +2,4 @@
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this package imports MLX
+mlx_blas.load()  # before a module of this folder imports MLX
