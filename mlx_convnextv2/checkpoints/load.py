@@ -10,7 +10,6 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import mlx.core as mx
@@ -117,7 +116,8 @@ def load_unread(
     So a conversion never has to hold all weights. `asked` names the configuration's fields that the user changed.
     """
     check_not_forked()
-    config, weights = deepcopy(checkpoint.config), checkpoint.weights  # the model may change its own copy
+    config = ConvNextV2Config(**vars(checkpoint.config))  # the model may change its own copy
+    weights = checkpoint.weights
     model, sources, left_out = _build(config, weights, model_class)
     if isinstance(model, ConvNextV2ForImageClassification) and not LABEL_FIELDS.isdisjoint(asked):
         _check_head(weights, config.num_labels)
