@@ -1,5 +1,5 @@
-"""A checkpoint brought to MLX or back, and compared with its source."""
+"""Convert a checkpoint to MLX or back, and compare it with its source."""
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this room imports MLX
+mlx_blas.load()  # before a module of this folder imports MLX

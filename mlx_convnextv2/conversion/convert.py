@@ -28,7 +28,7 @@ from .verify import Verification, verify as run_both
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did: what it wrote, what it left out and quantized, and how it compares with the source."""
+    """The outcome of a conversion: what it wrote, left out and quantized, and how it compares with the source."""
 
     result: Checkpoint
     scheme: str
@@ -65,7 +65,7 @@ def convert(
     verify: bool = False,
     upload_repo: str | None = None,
 ) -> Conversion:
-    """Convert a checkpoint of Hugging Face's, timm's or the authors' to a folder, which appears whole or not at all.
+    """Convert a checkpoint from Hugging Face, timm or the authors. The folder appears whole or not at all.
 
     Args:
         hf_path: a Hub id, a folder with config.json and weights, or a .safetensors, .bin, .pt, .pth or .pth.tar file.
@@ -75,16 +75,15 @@ def convert(
         overwrite: replace a checkpoint folder at `mlx_path`.
         quantize, q_bits, q_group_size, q_mode: as for `quantization.quantize`.
         dequantize: bring a quantized checkpoint back to floating point.
-        labels: names for the classes of a checkpoint that carries none, or other names: a list, or a file as
-            `checkpoints.label_files.read_labels` reads it.
+        labels: new names for the classes: a list, or a file that `checkpoints.label_files.read_labels` can read.
         to: "mlx" for MLX's layout, "huggingface" for what transformers loads.
-        verify: run source and result on the same images and compare.
-        upload_repo: publish the result as this repository of the Hub, unless it fails to verify.
+        verify: run source and result on the same images and compare their outputs.
+        upload_repo: publish the result in this Hub repository, unless verification fails.
 
     Raises:
         FileExistsError: `mlx_path` exists.
-        FileNotFoundError, OSError, ValueError: as `load` and `save`; also a ValueError where the source is converted
-            already.
+        FileNotFoundError, OSError, ValueError: as `load` and `save`. A source that is already converted is also a
+            ValueError.
     """
     if quantize and dequantize:
         raise ValueError("a checkpoint is quantized or dequantized, not both: leave one of them out")
@@ -109,7 +108,7 @@ def convert(
     if verify:
         if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
             raise ValueError("a backbone has no single output to verify: verify the classifier that it comes from")
-        who_runs(source)  # which says what is missing before the work is done
+        who_runs(source)  # fails before the work is done if a package is missing
     report = quantize_model(model, q_bits, q_group_size, q_mode) if quantize else None
     save(
         model,
@@ -137,7 +136,7 @@ def convert(
 
 
 def _check_for_head(labels: Sequence[str], source: Checkpoint) -> None:
-    """Raise a ValueError where the labels are not one for each class of the checkpoint's head."""
+    """Raise a ValueError unless there is one label for each class of the checkpoint's head."""
     head = source.weights.tensors.get("classifier.bias")
     if head is None:
         raise ValueError(f"{source.path} has no head whose classes could be named: leave the labels out")

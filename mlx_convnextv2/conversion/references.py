@@ -1,4 +1,4 @@
-"""A source checkpoint, run by its own library."""
+"""Run a source checkpoint by its own library."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 
 def who_runs(checkpoint: Checkpoint) -> str:
-    """Who runs a checkpoint: "MLX", "transformers", "timm" or "plain PyTorch". Nothing is built.
+    """The library that runs a checkpoint: "MLX", "transformers", "timm" or "plain PyTorch". No model is built.
 
     Raises:
-        ValueError: nothing that is installed does; the message says what to install.
+        ValueError: no installed library can run it. The message says what to install.
     """
     weights = checkpoint.weights
     if weights.is_mlx:
         return "MLX"
     if not works("torch"):
         raise ValueError('to verify, the source has to be run by PyTorch: pip install "mlx-convnextv2[torch]"')
-    # transformers and timm find the weights by their own names alone, without what a wrapper puts before them
+    # transformers and timm know only their own names, without the prefix that a wrapper adds
     own_names = all(WRAPPERS.sub("", tensor.key) == tensor.key for tensor in weights.tensors.values())
     from_transformers = weights.scheme is HUGGING_FACE and checkpoint.path.is_dir() and own_names
     if from_transformers and works("transformers", "ConvNextV2Model"):
@@ -47,14 +47,13 @@ def who_runs(checkpoint: Checkpoint) -> str:
 
 
 def forward_of(checkpoint: Checkpoint, name: str) -> Forward:
-    """A function from pixel values (N, H, W, C) to logits or pooled features (N, K), run by whom `who_runs` names."""
+    """A function from pixel values (N, H, W, C) to logits or pooled features (N, K). `name` comes from `who_runs`."""
     runners = {"MLX": _mlx, "transformers": _transformers, "timm": _timm, "plain PyTorch": _plain_pytorch}
     return runners[name](checkpoint)
 
 
 def works(module: str, name: str | None = None) -> bool:
-    """Whether a library is installed and can be imported: transformers and timm fail beside a torchvision of another
-    build."""
+    """Whether a library can be imported. transformers and timm fail beside a torchvision of another build."""
     try:
         imported = importlib.import_module(module)
         return name is None or getattr(imported, name) is not None
@@ -80,7 +79,7 @@ def _transformers(checkpoint: Checkpoint) -> Forward:
 
     has_classifier = any(name.startswith("convnextv2.") for name in checkpoint.weights.tensors)
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report at length what training left, which is known and listed already
+    logging.set_verbosity_error()  # it would list the leftovers of training at length, which we report ourselves
     try:
         model: Any = (Classifier if has_classifier else Model).from_pretrained(checkpoint.path).float().eval()
     finally:
@@ -105,7 +104,7 @@ def _timm(checkpoint: Checkpoint) -> Forward:
     )
     state = {WRAPPERS.sub("", tensor.key): torch.tensor(array) for tensor, array in _raw_tensors(checkpoint).values()}
     absent = model.load_state_dict(state, strict=False).missing_keys
-    if any(not key.startswith("head.norm.") for key in absent):  # which pre-training leaves out
+    if any(not key.startswith("head.norm.") for key in absent):  # pre-training leaves out head.norm
         raise ValueError(
             f"timm's {short(config.extra['architecture'])} does not fit the weights: {some(absent[:1])} is missing"
         )
@@ -124,7 +123,7 @@ def _timm_args(config: ConvNextV2Config) -> dict[str, Any]:
 
 
 def _plain_pytorch(checkpoint: Checkpoint) -> Forward:
-    """ConvNeXt V2 on NCHW tensors, straight from the source's file: nothing is shared with the model under test."""
+    """ConvNeXt V2 on NCHW tensors, straight from the source's file. It shares no code with the model under test."""
     import torch
     import torch.nn.functional as F
 
@@ -176,7 +175,7 @@ def _plain_pytorch(checkpoint: Checkpoint) -> Forward:
 
 
 def _raw_tensors(checkpoint: Checkpoint) -> dict[str, tuple[Any, np.ndarray]]:
-    """Each tensor by name, with its array as it stands in the file, in float32."""
+    """Each tensor by name, with its array in the file's layout, in float32."""
     files = {tensor.file: read_tensors(tensor.file) for tensor in checkpoint.weights.tensors.values()}
     return {
         name: (tensor, np.array(files[tensor.file][tensor.key].astype(mx.float32)))

@@ -1,7 +1,7 @@
-"""Did the numbers survive? A converted checkpoint against its source, run by the source's own library.
+"""Compare a converted checkpoint with its source, which the source's own library runs.
 
-transformers runs what it can load and timm what timm wrote, where they are installed; plain PyTorch, with the
-architecture written out below a second time, runs what else is in PyTorch's layout, and MLX what is in its own.
+If they are installed, transformers runs the checkpoints that it can load, and timm runs those that timm wrote. Plain
+PyTorch, with its own copy of the architecture, runs any other checkpoint in PyTorch's layout. MLX runs those in MLX's.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from ..checkpoints.checkpoint import Checkpoint
 from ..files.tensors import dtype_name, is_floating
 from .references import Forward, forward_of, who_runs, works
 
-# The largest difference that is allowed, as a part of the reference's largest magnitude: twenty roundings for the half
-# types. Quantization changes the numbers on purpose, so it has none.
+# The largest allowed difference, relative to the reference's largest magnitude: twenty roundings for the half types.
+# Quantization changes the numbers on purpose, so it has no limit.
 TOLERANCES = {"float32": 1e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Result against source: who ran the source, the largest difference of the outputs, and how the classes agree."""
+    """Result against source: who ran the source, the outputs' largest difference, and how far the classes agree."""
 
     reference: str
     images: int
-    difference: float  # of logits or pooled features, as a part of the reference's largest magnitude
+    difference: float  # of logits or pooled features, relative to the reference's largest magnitude
     tolerance: float | None
     top1: float | None  # share of the images whose best class is the same
     top5: float | None  # share of the five best classes that are the same, over all images
@@ -51,13 +51,12 @@ def verify(source: Checkpoint, result: Checkpoint, images: int = 8) -> Verificat
     """Run a source checkpoint and its converted form on the same synthetic images.
 
     Args:
-        source: what was converted.
-        result: what became of it, in MLX's layout or PyTorch's. MLX runs the latter, too, where PyTorch is not
-            installed.
-        images: how many images; they are drawn from a fixed seed, at the result's size.
+        source: the checkpoint before conversion.
+        result: the converted checkpoint, in MLX's or PyTorch's layout. Without PyTorch, MLX runs both layouts.
+        images: how many images. They are drawn from a fixed seed, at the result's size.
 
     Raises:
-        ValueError: nothing that is installed runs the source.
+        ValueError: no installed library can run the source.
     """
     side = result.processor.size["shortest_edge"]
     pixel_values = synthetic_images(images, side, result.config.num_channels)
@@ -82,7 +81,7 @@ def verify(source: Checkpoint, result: Checkpoint, images: int = 8) -> Verificat
 
 
 def _run(forward: Forward, pixel_values: np.ndarray) -> np.ndarray:
-    """The outputs (N, K) for images (N, H, W, C), one after the other."""
+    """The outputs (N, K) for images (N, H, W, C), run one by one."""
     return np.concatenate([forward(image[None]) for image in pixel_values])
 
 
@@ -99,7 +98,7 @@ def synthetic_images(count: int, side: int, channels: int) -> np.ndarray:
 
 
 def _agreement(ours: np.ndarray, expected: np.ndarray, k: int) -> float:
-    """The share of the k best classes that two sets of logits (N, num_labels) have in common; none where one is NaN."""
+    """The share of the k best classes common to two sets of logits (N, num_labels). NaN logits share none."""
     k = min(k, ours.shape[1])
     shares = []
     for pair in zip(ours, expected, strict=True):

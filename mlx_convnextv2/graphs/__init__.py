@@ -1,5 +1,5 @@
-"""A model as a file that others run: MLX's graph, Core ML's program."""
+"""Export a model to a file that other programs run: MLX's graph, Core ML's program, an ONNX model."""
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this room imports MLX
+mlx_blas.load()  # before a module of this folder imports MLX

@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 import numpy as np
 
-_ROUNDS = 40  # of k-means, which by then moves values less than their rounding
+_ROUNDS = 40  # of k-means; by then it moves values by less than their rounding
 
 
 @dataclass(frozen=True)
 class Palette:
-    """Each weight one of a few values: their indices, `bits` each, packed into bytes from the lowest bit on.
+    """Weights as indices into a table of values. Indices of `bits` each are packed into bytes from the lowest bit on.
 
-    packed uint8, values (2**bits,) float32, shape the weight's.
+    `packed` is uint8, `values` is (2**bits,) float32, and `shape` is the weight's.
     """
 
     packed: np.ndarray
@@ -25,7 +25,7 @@ class Palette:
 
 @dataclass(frozen=True)
 class Integers:
-    """Each weight an int8 times its output channel's scale: integers of the weight's shape, scale (out,) float32."""
+    """Weights as int8 times a scale for each output channel: integers of the weight's shape, scale (out,) float32."""
 
     integers: np.ndarray
     scale: np.ndarray
@@ -36,10 +36,10 @@ Compression: TypeAlias = Callable[[np.ndarray], Compressed]
 
 
 def compression(bits: int, mode: str | None = None) -> Compression:
-    """How to store weights: "affine", the default of 8 bits, or "palette", that of 6 and 4.
+    """How to store weights: "affine", the default for 8 bits, or "palette", the default for 6 and 4.
 
     Raises:
-        ValueError: Core ML has no such way.
+        ValueError: Core ML cannot store weights this way.
     """
     mode = mode or ("affine" if bits == 8 else "palette")
     offered = {"affine": (8,), "palette": (8, 6, 4)}
@@ -53,15 +53,15 @@ def compression(bits: int, mode: str | None = None) -> Compression:
 def quantize(weight: np.ndarray) -> Integers:
     """The nearest integers from -127 to 127, with one scale for each output channel. weight (out, ...)."""
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1)
-    scale = np.maximum(largest, np.float32(2.0**-17)) / 127  # whose float16 is above 0
-    scale = scale.astype(np.float16).astype(np.float32)  # the rounding is the integers' to make up for
+    scale = np.maximum(largest, np.float32(2.0**-17)) / 127  # above 0 in float16 too
+    scale = scale.astype(np.float16).astype(np.float32)  # the integers make up for the rounding
     column = scale.reshape(-1, *(1,) * (weight.ndim - 1))
     return Integers(np.clip(np.rint(weight / column), -127, 127).astype(np.int8), scale)
 
 
 def palettize(weight: np.ndarray, bits: int) -> Palette:
-    """The nearest of 2**bits values, which k-means chooses for the whole weight (Lloyd 1982)."""
-    # As float16, weights of any number have at most 65536 values: the work is theirs, not the weights'.
+    """Each weight as the nearest of 2**bits values, which k-means chooses for the whole layer (Lloyd 1982)."""
+    # float16 has at most 65536 values, so k-means runs on those and not on every weight.
     with np.errstate(over="ignore"):
         halves = weight.astype(np.float16).reshape(-1).view(np.uint16)
     every = np.arange(2**16, dtype=np.uint16).view(np.float16)
@@ -78,8 +78,8 @@ def palettize(weight: np.ndarray, bits: int) -> Palette:
 
 
 def _means(values: np.ndarray, counts: np.ndarray, number: int) -> np.ndarray:
-    """k-means of one dimension: distinct values in order and how often each occurs -> `number` centres in order."""
-    # It begins where many centres end, at a density that is the values' to the power 1/3 (Panter and Dite 1951).
+    """k-means in one dimension: sorted distinct values and their counts -> `number` sorted centres."""
+    # The centres start at a density that is the values' to the power 1/3, as many centres end (Panter and Dite 1951).
     share = np.cumsum(np.cbrt(counts * np.gradient(values) ** 2))
     centres = np.interp((np.arange(number) + 0.5) / number, share / share[-1], values)
     count_below = np.concatenate([[0], np.cumsum(counts)])

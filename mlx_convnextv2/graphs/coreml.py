@@ -1,7 +1,7 @@
 """A model as a Core ML program, straight from its MLX weights: an image in, a label and probabilities out.
 
-The way of the data through the program: an image's pixels -> rescaled and normalised -> the model -> softmax. What
-comes before, resizing and cropping, is the app's or Vision's, and the program's description says how.
+The program rescales and normalises an image's pixels, runs the model and applies softmax. The app or Vision resizes and
+crops the image first; the program's description says how.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ SUFFIX = ".mlpackage"
 PROGRAM = Kind("a Core ML program", (("Manifest.json",), (PROGRAM_FILE,)))
 DTYPES = ("float16", "float32")
 MAX_BATCH = 4096
-_NOT_WRITTEN = ("FileWriter", "filesystem error")  # what coremltools says where a disk is full
+_NOT_WRITTEN = ("FileWriter", "filesystem error")  # what coremltools says when the disk is full
 
 
 @dataclass(frozen=True)
 class CoreMLProgram:
-    """What was written: size in bytes, the type that is computed in, how weights are stored, and the system needed."""
+    """What was written: size in bytes, type of computation, how weights are stored, and the system it needs."""
 
     path: Path
     bytes: int
@@ -64,30 +64,30 @@ def export_coreml(
     licence: str | None = None,
     overwrite: bool = False,
 ) -> CoreMLProgram:
-    """Write a .mlpackage, which appears whole or not at all: drop it into Xcode, or give it to `VNCoreMLRequest`.
+    """Write a .mlpackage for Xcode or `VNCoreMLRequest`. It appears whole or not at all.
 
     For one image at a time the program is a classifier: it takes an image and returns the label and each label's
-    probability. For others it takes pixels, 0 to 255, as a MultiArray (N, C, H, W), and returns probabilities
+    probability. For other batches it takes pixels, 0 to 255, as a MultiArray (N, C, H, W), and returns probabilities
     (N, num_labels).
 
     Args:
-        model: with a classification head, quantized or not, which is not changed.
-        processor: its image processor; what it does to pixels becomes part of the program.
-        path: the folder, whose name ends in .mlpackage; it must not exist.
+        model: a model with a classification head, quantized or not. It is not changed.
+        processor: its image processor. The program includes what the processor does to pixels.
+        path: the folder, whose name ends in .mlpackage. It must not exist.
         batches: the numbers of images that the program takes at once.
-        features: return the pooled embedding (N, hidden_size), too.
-        dtype: what is computed in: "float16", or "float32", which keeps the program from the Neural Engine.
+        features: also return the pooled embedding (N, hidden_size).
+        dtype: the type of computation: "float16", or "float32", which cannot run on the Neural Engine.
         q_bits: store the linear layers' weights in 8, 6 or 4 bits.
-        q_mode: "affine", integers with a scale for each output channel, for 8 bits; "palette", a table of 2**q_bits
-            values for each layer, for all. None takes affine for 8 bits and palette for fewer.
-        name: of the model, for the description.
-        licence: of the weights, which goes into the description.
-        overwrite: replace a program that is there.
+        q_mode: "affine", integers with a scale for each output channel, for 8 bits only; or "palette", a table of
+            2**q_bits values for each layer, for any q_bits. None takes affine for 8 bits and palette for fewer.
+        name: the model's name, for the description.
+        licence: the licence of the weights, for the description.
+        overwrite: replace an existing program.
 
     Raises:
         FileExistsError: the folder exists.
         ImportError: coremltools is not installed.
-        OSError: it cannot be written, for lack of space say.
+        OSError: the folder cannot be written, for example for lack of space.
         ValueError: the model has no head, an argument makes no sense, or weights do not fit into `dtype`.
     """
     path = Path(path).expanduser()
@@ -131,7 +131,7 @@ def check_program(
     q_mode: str | None = None,
     overwrite: bool = False,
 ) -> Compression | None:
-    """How weights are to be stored; raises where `export_coreml` would, as far as no model is needed to tell."""
+    """How to store the weights. Raises the errors of `export_coreml` that can be found without a model."""
     if dtype not in DTYPES:
         raise ValueError(f"Core ML computes in {' or '.join(DTYPES)}, not in {short(dtype)}")
     if not batches or not all(isinstance(batch, int) and 1 <= batch <= MAX_BATCH for batch in batches):
@@ -147,9 +147,9 @@ def check_program(
 def write_logits_program(
     model: ConvNextV2ForImageClassification, file: str | os.PathLike[str], shape: Sequence[int], dtype: str
 ) -> None:
-    """Write a .mlpackage from `pixel_values`, normalised and of this shape (N, C, H, W), to `logits`.
+    """Write a .mlpackage that takes normalised `pixel_values` of this shape (N, C, H, W) and returns `logits`.
 
-    It is what a benchmark compares: the model alone, without images and labels.
+    A benchmark compares this: the model alone, without images and labels.
     """
     ct = coremltools()
     from . import coreml_program
@@ -159,7 +159,7 @@ def write_logits_program(
 
 
 def coremltools() -> Any:
-    """The package, without what it says of others that it knows."""
+    """The package, without its messages about the versions of other packages."""
     logging.getLogger("coremltools").setLevel(logging.ERROR)
     try:
         import coremltools as ct
@@ -169,7 +169,7 @@ def coremltools() -> Any:
 
 
 def _input(ct: Any, batches: Sequence[int], channels: int, shape: tuple[int, int]) -> Any:
-    """An image; for other batches than one image, which Core ML does not know, numbers."""
+    """The input: an image, or numbers for other batches, because Core ML has no batches of images."""
     if list(batches) == [1]:
         layout = ct.colorlayout.RGB if channels == 3 else ct.colorlayout.GRAYSCALE
         return ct.ImageType("image", shape=(1, channels, *shape), color_layout=layout)
@@ -178,25 +178,25 @@ def _input(ct: Any, batches: Sequence[int], channels: int, shape: tuple[int, int
 
 
 def _write(ct: Any, program: Any, package: Path, target: Path, takes: Any, classifier_config: Any) -> Any:
-    """Write the package, and return its specification; errors speak of the target."""
+    """Write the package and return its specification. Errors name the target."""
     from .coreml_program import TARGET
 
     try:
-        with redirect_stderr(io.StringIO()):  # progress bars of the smallest steps
+        with redirect_stderr(io.StringIO()):  # it shows a progress bar for every small step
             written = ct.convert(
                 program,
                 source="milinternal",
                 convert_to="mlprogram",
                 inputs=[takes],
                 classifier_config=classifier_config,
-                compute_precision=ct.precision.FLOAT32,  # the types are chosen already
+                compute_precision=ct.precision.FLOAT32,  # the types are already chosen
                 pass_pipeline=ct.PassPipeline.EMPTY,  # and so are the operations
                 minimum_deployment_target=TARGET,
                 skip_model_load=True,
                 package_dir=str(package),
             )
     except RuntimeError as error:
-        if any(word in str(error) for word in _NOT_WRITTEN):  # not why; weights go to the temporary folder first
+        if any(word in str(error) for word in _NOT_WRITTEN):  # the message does not say which disk is full
             places = f"there or in {tempfile.gettempdir()}"
             raise OSError(f"{target} cannot be written, most likely for lack of space {places} ({error})") from None
         if "BlobWriter" in str(error):

@@ -1,4 +1,4 @@
-"""What a Core ML program says of itself, for Xcode, for Vision and for whoever reads it."""
+"""A Core ML program's metadata, for Xcode, for Vision and for people."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .description import PILLOW_FILTERS
 def describe(
     spec: Any, processor: ImageProcessor, shape: tuple[int, int], name: str, licence: str | None, labels: str
 ) -> None:
-    """Fill in what Xcode shows: the description, the licence, and how an image is to be prepared.
+    """Fill in what Xcode shows: the description, the licence, and how to prepare an image.
 
-    `labels` are those of the probabilities where the program itself does not name them.
+    `labels` are the labels of the probabilities, if the program itself does not name them.
     """
     metadata = spec.description.metadata
     metadata.shortDescription = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
@@ -45,7 +45,7 @@ def describe(
 
 
 def _advice(processor: ImageProcessor, shape: tuple[int, int]) -> tuple[str, str]:
-    """How an image becomes the program's input, in words, and Vision's option that is that or comes closest."""
+    """How to prepare an image, in words, and the Vision option that does this or comes closest."""
     height, width = shape
     if not processor.do_resize:
         return f"{width} x {height} pixels, cut out as the model was trained.", "centerCrop"
@@ -61,6 +61,6 @@ def _advice(processor: ImageProcessor, shape: tuple[int, int]) -> tuple[str, str
 
 
 def distinct(labels: Sequence[str]) -> list[str]:
-    """Labels as keys: ones that occur more than once, as two of ImageNet's do, with their class's number."""
+    """Labels as unique keys. Repeated labels, of which ImageNet has two, get their class's number."""
     counts = Counter(labels)
     return [label if counts[label] == 1 else f"{label} ({index})" for index, label in enumerate(labels)]

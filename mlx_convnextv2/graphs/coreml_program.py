@@ -1,8 +1,8 @@
 """Core ML programs in MIL, Core ML's own language, laid out for the Neural Engine.
 
 Feature maps are channels first, (N, C, H, W), and stay so: linear layers are 1x1 convolutions, LayerNorm runs over
-axis 1, and nothing is transposed. Everything is computed in one type, "float16" or "float32"; the Neural Engine knows
-only the first.
+axis 1, and nothing is transposed. Everything is computed in one type, "float16" or "float32". The Neural Engine
+supports only float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
 
 TARGET = ct.target.iOS17  # and macOS 14, of the same year
 
-# What no activation returns the negative of: this or a channel's maximum bounds its magnitude.
+# A bound on how far an activation goes below 0. This or a channel's maximum bounds the channel's magnitude.
 _LOWEST = {
     "gelu": 0.25,
     "gelu_new": 0.25,
@@ -47,16 +47,17 @@ def classifying_program(
     dtype: str = "float16",
     compress: Compression | None = None,
 ) -> Program:
-    """From an input of this name, pixels of 0 to 255 (N, C, *shape), to `probabilities` (N, num_labels) in float32.
+    """A program from the input `name`, pixels of 0 to 255 (N, C, *shape), to `probabilities` (N, num_labels).
 
-    With `features` also to `embedding` (N, hidden_size) in float32. `compress` says how linear layers are stored.
+    With `features` it also returns `embedding` (N, hidden_size). Outputs are float32. `compress` says how to store
+    linear layers.
     """
     mil = MILOperations(dtype, compress)
 
     def body(pixels: Any) -> list[Any]:
         pooled = pooled_output(model, mil, mil.normalized(pixels, processor))
         logits = mil.vector(mil.linear(pooled, classifier(model)), "logits")
-        # in float32, as scores; 1000 values cost nothing
+        # in float32, as `classify` computes scores; 1000 values cost nothing
         outputs = [mb.softmax(x=mb.cast(x=logits, dtype="fp32"), axis=1, name="probabilities")]
         if features:
             outputs.append(mb.cast(x=mil.vector(pooled, "pooler_output"), dtype="fp32", name="embedding"))
@@ -67,7 +68,7 @@ def classifying_program(
 
 
 def logits_program(model: ConvNextV2ForImageClassification, shape: Sequence[int], dtype: str = "float16") -> Program:
-    """From `pixel_values`, normalised, of this shape (N, C, H, W), to `logits` (N, num_labels) in float32."""
+    """A program from normalised `pixel_values` of this shape (N, C, H, W) to `logits` (N, num_labels) in float32."""
     mil = MILOperations(dtype)
 
     def body(pixel_values: Any) -> list[Any]:
@@ -87,11 +88,11 @@ def _program(name: str, shape: tuple[Any, ...], body: Callable[[Any], list[Any]]
 
 
 class MILOperations:
-    """`walk.Operations` of MIL variables, added to the function that is being built.
+    """`walk.Operations` on MIL variables. They are added to the function that is being built.
 
     Args:
         dtype: "float16" or "float32".
-        compress: how the weights of linear layers are stored; None as they are.
+        compress: how to store the weights of linear layers; None stores them as they are.
     """
 
     def __init__(self, dtype: str, compress: Compression | None = None):
@@ -133,14 +134,14 @@ class MILOperations:
         return mb.relu(x=x, name=name)
 
     def response_norm(self, x: Any, name: str, weight: np.ndarray, hidden_act: str) -> Any:
-        """GRN that overflows in no type and in no order of summation, if its input and its output do not.
+        """GRN that does not overflow in any type or order of summation if its input and output do not.
 
-        GRN divides each channel's norm by the mean of all norms, so that a common factor means nothing and the root of
-        the mean square can stand for the norm. Each channel is divided by a bound of its magnitude before it is
-        squared: no square is more than 1, and the mean of a channel that counts is not much less than 1 / (H * W). The
-        roots, again of a type's whole range, are divided by the largest of them before they are summed.
+        GRN divides each channel's norm by the mean of all norms. A common factor cancels, so the root mean square can
+        replace the norm. Each channel is divided by a bound of its magnitude before it is squared. No square exceeds 1
+        then, and the mean of a channel that matters is not much less than 1 / (H * W). The roots can again take the
+        type's whole range, so they are divided by the largest of them before they are summed.
 
-        x (N, D, H, W) is read three times; all other steps are of (N, D, 1, 1) or (N, 1, 1, 1).
+        x (N, D, H, W) is read three times. All other steps work on (N, D, 1, 1) or (N, 1, 1, 1).
         """
         name = _name(name)
         height, width = x.shape[2:]
@@ -164,17 +165,17 @@ class MILOperations:
         return mb.add(x=x, y=y, name=_name(name))
 
     def pool(self, x: Any, name: str) -> Any:
-        """(N, C, H, W) -> (N, C, 1, 1). Divided before they are summed, values that fit have a sum that fits."""
+        """(N, C, H, W) -> (N, C, 1, 1). Values are divided before they are summed, so that the sum cannot overflow."""
         height, width = x.shape[2:]
         parts = mb.mul(x=x, y=self._dtype(1 / (height * width)), name=f"{name}_parts")
         return mb.reduce_sum(x=parts, axes=[2, 3], keep_dims=True, name=name)
 
     def cast(self, x: Any) -> Any:
-        """To the type that is computed in."""
+        """Cast to the type of computation."""
         return mb.cast(x=x, dtype="fp16") if self._dtype is np.float16 else x
 
     def normalized(self, pixels: Any, processor: ImageProcessor) -> Any:
-        """Pixels of 0 to 255 (N, C, H, W), rescaled and normalised as the processor does it."""
+        """Rescale and normalise pixels of 0 to 255 (N, C, H, W) as the processor does."""
         factor = processor.rescale_factor if processor.do_rescale else 1.0
         mean = np.array(processor.image_mean if processor.do_normalize else [0.0])
         std = np.array(processor.image_std if processor.do_normalize else [1.0])
@@ -206,7 +207,7 @@ class MILOperations:
         return cast
 
     def _positive(self, value: float) -> Any:
-        """A number above 0 that is above 0 in this type, too."""
+        """A positive number as a constant that stays above 0 in this type."""
         return max(self._dtype(value), np.finfo(self._dtype).smallest_subnormal)
 
 

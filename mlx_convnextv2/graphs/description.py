@@ -1,4 +1,4 @@
-"""What an exported graph says of itself: model.json and README.md."""
+"""The description of an exported graph: model.json and README.md."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def input_shape(model: ConvNextV2ForImageClassification, processor: ImageProcessor, name: str) -> tuple[int, int, int]:
-    """Height, width and channels of the images that a classifier of this name is given.
+    """Height, width and channels of the images that a classifier takes. Errors call it `name`.
 
     Raises:
-        ValueError: the model classifies nothing, or the processor makes images of other channels than it takes.
+        ValueError: the model has no classifier, or the processor makes another number of channels than it takes.
     """
     if not isinstance(model, ConvNextV2ForImageClassification) or model.config.num_labels == 0:
         raise ValueError(f"{name} has no classification head, so that an export could not name what an image shows")
@@ -86,21 +86,21 @@ def describe(
 
 
 def preprocessing(processor: ImageProcessor, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """What an app does before the graph: how to resize, then the middle to cut out."""
+    """What an app does before it runs the graph: how to resize, then how to crop the middle."""
     if not processor.do_resize:
         return {"resize": None, "crop": None}
     side = shape[0]
     filter_name = PILLOW_FILTERS[processor.resample] if processor.resample < len(PILLOW_FILTERS) else "unknown"
-    # The version, because from 13 on Pillow sums rows and columns in another order, with a rounding between.
+    # The version matters: from 13 on, Pillow sums rows and columns in another order, with a rounding in between.
     resize: dict[str, Any] = {"filter": f"Pillow's {filter_name}", "pillow_version": PIL.__version__}
     squeezed = processor.resizes_to_square()
     resize |= {"width": squeezed, "height": squeezed} if squeezed else {"short_side": processor.short_side()}
-    odd_margins = "down" if processor.crop_mode is None else "to even"  # which whole number the half of one becomes
+    odd_margins = "down" if processor.crop_mode is None else "to even"  # how half a pixel is rounded
     return {"resize": resize, "crop": {"width": side, "height": side, "position": "middle", "halves": odd_margins}}
 
 
 def _stream_index() -> int:
-    """The number of the stream that the graph was traced on, which it asks for by that number wherever it is loaded."""
+    """The number of the stream that the graph was traced on. The graph asks for that number wherever it is loaded."""
     return int(re.search(r"(\d+)\)$", str(mx.default_stream(mx.default_device())))[1])  # type: ignore[index]
 
 

@@ -1,4 +1,4 @@
-"""Export a checkpoint by name, in one of the formats that others run."""
+"""Export a checkpoint by name to MLX, Core ML or ONNX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FORMATS = ("mlx", "coreml", "onnx")
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and what there is to say of it, a line each."""
+    """What was written, and remarks about it, one line each."""
 
     path: Path
     lines: tuple[str, ...]
@@ -58,17 +58,17 @@ def export(
         revision: branch, tag or commit of the Hub repository.
         batch: the numbers of images at once. An ONNX model takes any.
         dtype: of the weights; None keeps the checkpoint's for MLX, and takes float16 for Core ML, float32 for ONNX.
-        features: return the pooled embedding, too.
-        quantize, q_bits, q_group_size, q_mode: for MLX as for `quantization.quantize`; for Core ML 8, 6 or 4 bits, 8
-            unless given, in the mode "affine" or "palette"; for ONNX 8 bits.
+        features: also return the pooled embedding.
+        quantize, q_bits, q_group_size, q_mode: for MLX, as for `quantization.quantize`. For Core ML, 8 (the default),
+            6 or 4 bits, in the mode "affine" or "palette". For ONNX, 8 bits.
         input: the type of an ONNX model's pixels, "uint8" (None) or "float32".
-        name: what an app's users may read; None takes the Hub id, or the last part of a path.
-        overwrite: replace what was exported there before.
+        name: a name for an app's users; None takes the Hub id, or the last part of a path.
+        overwrite: replace an earlier export.
 
     Raises:
         FileExistsError: `output` exists.
         ImportError: the format needs a package that is not installed.
-        FileNotFoundError, OSError, ValueError: as `load`, and where an argument makes no sense.
+        FileNotFoundError, OSError, ValueError: as `load`. An argument that makes no sense is also a ValueError.
     """
     if format not in FORMATS:
         raise ValueError(f"the format must be one of {', '.join(FORMATS)}, not {format!r}")
@@ -101,7 +101,7 @@ def export(
 
 @dataclass(frozen=True)
 class _Order:
-    """The arguments of `export`, for those who write."""
+    """The arguments of `export`, for the functions that write."""
 
     source: str | os.PathLike[str]
     output: Path
@@ -180,6 +180,6 @@ def _dequantized(order: _Order, model: Any, dtype: str) -> list[str]:
 
 
 def _load(order: _Order) -> tuple[Any, Any, str | None]:
-    """The model, its processor, and the licence that the source states."""
+    """The model, its processor, and the licence stated by the source."""
     folder = fetch(order.source, revision=order.revision, card=True)
     return *load(folder), read_licence(folder)

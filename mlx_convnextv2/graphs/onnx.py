@@ -1,7 +1,7 @@
 """A model as an ONNX file, straight from its MLX weights: pixels in, probabilities out.
 
-The way of the data through the graph: pixels -> rescaled and normalised -> the model -> softmax. What comes before,
-resizing and cropping, is the app's, and the description says how.
+The graph rescales and normalises pixels, runs the model and applies softmax. The app resizes and crops the image first;
+the description says how.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INPUTS = ("uint8", "float32")
 
 @dataclass(frozen=True)
 class ONNXModel:
-    """What was written: size in bytes, the type that is computed in, the input's type and shape, and the opset."""
+    """What was written: size in bytes, type of computation, the input's type and shape, and the opset."""
 
     path: Path
     bytes: int
@@ -60,29 +60,29 @@ def export_onnx(
     licence: str | None = None,
     overwrite: bool = False,
 ) -> ONNXModel:
-    """Write a folder with model.onnx and its description, model.json, which appears whole or not at all.
+    """Write a folder with model.onnx and its description, model.json. The folder appears whole or not at all.
 
-    The graph takes `pixels` of 0 to 255, (N, H, W, C), any number N of images, resized and cropped, and returns
-    `probabilities` (N, num_labels) in float32. Weights of more than 2 GB lie in model.onnx_data beside it. The
-    description, which the file's metadata repeats, has the labels and how to resize and crop.
+    The graph takes `pixels` of 0 to 255 (N, H, W, C), resized and cropped, for any N. It returns `probabilities`
+    (N, num_labels) in float32. Weights of more than 2 GB lie in model.onnx_data beside it. The description has the
+    labels, and says how to resize and crop. The file's metadata repeats it.
 
     Args:
-        model: with a classification head, quantized or not, which is not changed.
-        processor: its image processor; what it does to pixels becomes part of the graph.
+        model: a model with a classification head, quantized or not. It is not changed.
+        processor: its image processor. The graph includes what the processor does to pixels.
         path: the folder, which must not exist.
         input: the pixels' type, "uint8" or "float32".
-        features: return the pooled `embedding` (N, hidden_size) in float32, too.
-        dtype: what is computed in, "float32" or "float16". ONNX Runtime computes float16 on a CPU in float32.
-        q_bits: 8 stores the linear layers' weights as integers with a scale for each output channel. ONNX Runtime
-            then multiplies integers where the processor is made for it, and rounds activations for that.
-        name: of the model, for the metadata.
-        licence: of the weights, which goes into the metadata.
-        overwrite: replace an ONNX model that is there.
+        features: also return the pooled `embedding` (N, hidden_size) in float32.
+        dtype: the type of computation, "float32" or "float16". On a CPU, ONNX Runtime computes float16 in float32.
+        q_bits: 8 stores the linear layers' weights as integers with a scale for each output channel. On processors
+            that support it, ONNX Runtime then multiplies integers, and rounds the activations to integers too.
+        name: the model's name, for the metadata.
+        licence: the licence of the weights, for the metadata.
+        overwrite: replace an existing ONNX model.
 
     Raises:
         FileExistsError: the folder exists.
         ImportError: onnx is not installed.
-        OSError: it cannot be written, for lack of space say.
+        OSError: the folder cannot be written, for example for lack of space.
         ValueError: the model has no head, an argument makes no sense, or weights do not fit into `dtype`.
     """
     path = Path(path).expanduser()
@@ -121,7 +121,7 @@ def export_onnx(
 def check_onnx(
     path: Path, *, input: str = "uint8", dtype: str = "float32", q_bits: int | None = None, overwrite: bool = False
 ) -> None:
-    """Raise where `export_onnx` would, as far as no model is needed to tell."""
+    """Raise the errors of `export_onnx` that can be found without a model."""
     if input not in INPUTS:
         raise ValueError(f"an ONNX model takes pixels as {' or '.join(INPUTS)}, not as {short(input)}")
     if dtype not in DTYPES:

@@ -1,8 +1,8 @@
 """ONNX graphs of the architecture.
 
-Feature maps are (N, H, W, C), as in MLX, so that linear layers and norms take the last axis as ONNX Runtime likes it; a
-convolution is turned to channels first and back. N is free, and H and W are where the graph's input leaves them free.
-What has to be summed is summed in float32, in float16 graphs too.
+Feature maps are (N, H, W, C), as in MLX: linear layers and norms work on the last axis, which suits ONNX Runtime. A
+convolution transposes to channels first and back. N is free; H and W are free if the graph's input leaves them free.
+Sums are computed in float32, in float16 graphs too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
 
 OPSET = 21  # ONNX 1.16 of 2024, which ONNX Runtime reads from 1.18 on
 IR_VERSION = 10  # of the same release
-MAX_WEIGHT_BYTES = 2**31 - 2**24  # protobuf's limit of a file, and room for what is not weights
+MAX_WEIGHT_BYTES = 2**31 - 2**24  # protobuf's limit for a file, less room for everything but weights
 _TYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "uint8": TensorProto.UINT8}
 
 Input = tuple[str, str, Sequence[int | str]]  # name, type and shape
@@ -39,9 +39,9 @@ def classifying_graph(
     dtype: str = "float32",
     quantized: bool = False,
 ) -> onnx.ModelProto:
-    """From `pixels` of 0 to 255 (N, *shape, C) of the type `input` to `probabilities` (N, num_labels) in float32.
+    """A graph from `pixels` of 0 to 255 (N, *shape, C), of type `input`, to `probabilities` (N, num_labels) in float32.
 
-    With `features` also to `embedding` (N, hidden_size) in float32. `quantized` stores linear layers in 8 bits.
+    With `features` it also returns `embedding` (N, hidden_size) in float32. `quantized` stores linear layers in 8 bits.
     """
     add = ONNXOperations(dtype, quantized)
     pooled = pooled_output(model, add, add.normalized("pixels", processor))
@@ -55,7 +55,7 @@ def classifying_graph(
 def inference_graph(
     model: ConvNextV2ForImageClassification | ConvNextV2Model, *, pooled: bool = False
 ) -> onnx.ModelProto:
-    """From normalised `pixel_values` (N, H, W, C), all free but C, to `logits` or, with `pooled`, `pooler_output`."""
+    """A graph from normalised `pixel_values` (N, H, W, C), all free but C, to `logits` or `pooler_output`."""
     body, head = body_and_classifier(model, pooled)
     add = ONNXOperations("float32")
     result = pooled_output(model, add, "pixel_values")
@@ -69,17 +69,17 @@ def inference_graph(
 
 
 def write(graph: onnx.ModelProto, file: Path, metadata: dict[str, str]) -> None:
-    """Write the file, with its weights in another beside it where protobuf could not hold them, and check it."""
+    """Write the file and check it. Weights too large for protobuf go to a second file beside it."""
     helper.set_model_props(graph, metadata)
     external = sum(len(tensor.raw_data) for tensor in graph.graph.initializer) > MAX_WEIGHT_BYTES
     onnx.save_model(
         graph, str(file), save_as_external_data=external, all_tensors_to_one_file=True, location=f"{file.name}_data"
     )
-    onnx.checker.check_model(str(file), full_check=not external)  # which infers shapes, and cannot of so large a one
+    onnx.checker.check_model(str(file), full_check=not external)  # full_check fails on a large file
 
 
 class ONNXOperations:
-    """`walk.Operations` of the names of ONNX values, added to a graph.
+    """`walk.Operations` on the names of ONNX values. They are added to a graph.
 
     Args:
         dtype: "float32" or "float16".
@@ -93,7 +93,7 @@ class ONNXOperations:
         self._weights: list[onnx.TensorProto] = []
 
     def model(self, takes: Input, outputs: Sequence[tuple[str, int]]) -> onnx.ModelProto:
-        """What was added, as a model: from the input to the outputs, each named, (N, width) in float32."""
+        """The finished model, from the input to the outputs. Each output has a name, and is (N, width) in float32."""
         name, dtype, shape = takes
         returns = [helper.make_tensor_value_info(out, TensorProto.FLOAT, ["batch", width]) for out, width in outputs]
         graph = helper.make_graph(
@@ -152,7 +152,7 @@ class ONNXOperations:
         return self.node({"relu": "Relu", "selu": "Selu"}[hidden_act], [x], name)
 
     def response_norm(self, x: str, name: str, weight: np.ndarray, hidden_act: str) -> str:
-        """The square of a float16 overflows, and so does a sum of them: both are made in float32."""
+        """GRN. Squares and their sums overflow float16, so both are computed in float32."""
         axes = self._axes(1, 2)
         norm = self.node("ReduceL2", [self.cast(x, "float32"), axes], f"{name}.norm")  # (N, H, W, D) -> (N, 1, 1, D)
         mean = self.node("ReduceMean", [norm, self._axes(3)], f"{name}.mean")
@@ -171,7 +171,7 @@ class ONNXOperations:
         return self.cast(mean, self._dtype)
 
     def normalized(self, pixels: str, processor: ImageProcessor) -> str:
-        """Pixels of 0 to 255, rescaled and normalised as the processor does it."""
+        """Rescale and normalise pixels of 0 to 255 as the processor does."""
         x = self.node("Cast", [pixels], f"{pixels}.float32", to=TensorProto.FLOAT)
         if processor.do_rescale:
             x = self.node("Mul", [x, self._constant(processor.rescale_factor)], "rescaled")
@@ -182,7 +182,7 @@ class ONNXOperations:
         return self.cast(x, self._dtype)
 
     def cast(self, x: str, dtype: str, name: str | None = None) -> str:
-        """`x` in a type; itself where everything is float32 and no name is wanted."""
+        """`x` in another type. It is `x` itself if everything is float32 and no name is given."""
         if self._dtype == "float32":
             return x if name is None else self.node("Identity", [x], name)
         return self.node("Cast", [x], name or f"{x}.{dtype}", to=_TYPES[dtype])

@@ -1,7 +1,7 @@
 """A model as one file that MLX runs without this package: images in, probabilities out.
 
-The way of the data through the graph: uint8 pixels -> rescaled and normalised -> the model -> softmax. What comes
-before, resizing and cropping, is described in model.json for the app to do.
+The graph rescales and normalises uint8 pixels, runs the model and applies softmax. The app resizes and crops the image
+first; model.json says how.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .description import DESCRIPTION_FILE, README_FILE, describe, input_shape, r
 
 GRAPH = Kind("an exported model", ((GRAPH_FILE,), (DESCRIPTION_FILE,)))
 MAX_BATCH = 4096  # the C++ library takes no larger one
-# The traced graph beside the Python model, as a part of the largest probability: the same operations in another order.
+# Traced graph against Python model, relative to the largest probability: the same operations in another order.
 _TOLERANCES = {"float32": 1e-5, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 
 
@@ -40,27 +40,27 @@ def export_model(
     name: str = "the model",
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a folder with the graph, its description and a README, which appears whole or not at all.
+    """Write a folder with the graph, its description and a README. The folder appears whole or not at all.
 
-    The graph is traced for the device that MLX has here, and runs there wherever it is loaded. It is compared with the
-    Python model before the folder appears.
+    The graph is traced for MLX's device here, and runs on that kind of device wherever it is loaded. It is compared
+    with the Python model before the folder appears.
 
     Args:
-        model: with a classification head.
-        processor: its image processor; what it does to pixels becomes part of the graph.
+        model: a model with a classification head.
+        processor: its image processor. The graph includes what the processor does to pixels.
         path: the folder, which must not exist.
-        batches: the numbers of images that the graph takes at once; all share one set of weights.
-        features: return the pooled embedding beside the probabilities.
-        name: of the model, for the description.
-        overwrite: replace an exported model that is there.
+        batches: the numbers of images that the graph takes at once. All share one set of weights.
+        features: also return the pooled embedding.
+        name: the model's name, for the description.
+        overwrite: replace an existing exported model.
 
     Returns:
         The description, as in model.json.
 
     Raises:
         FileExistsError: the folder exists.
-        OSError: it cannot be written, for lack of space say.
-        ValueError: the model has no head, a batch is not a number of 1 to 4096, the path is not in UTF-8, or the graph
+        OSError: the folder cannot be written, for example for lack of space.
+        ValueError: the model has no head, a batch is not a number from 1 to 4096, the path is not UTF-8, or the graph
             differs from the model.
     """
     height, width, channels = input_shape(model, processor, name)
@@ -69,13 +69,13 @@ def export_model(
     if any("\ud800" <= character <= "\udfff" for character in str(Path(path).absolute())):
         raise ValueError(f"{path} is not in UTF-8, in which MLX names its files: choose another folder")
     batches = sorted(set(batches))
-    # The exporter writes each weight's memory as it lies, transposed or not, and of an unevaluated one what makes it.
+    # The exporter writes a weight's memory as it lies, even if transposed, and an unevaluated weight as its graph.
     model.update(tree_map(mx.contiguous, model.parameters()))
     mx.eval(model.parameters())
     on_gpu = mx.default_device().type == mx.gpu
     embed = fuse(model, "auto" if on_gpu else "plain", pooled=True)
     run = classify_pixels(model, embed, processor, features)
-    if on_gpu:  # what is found out with real images is what the trace, which can try nothing, takes
+    if on_gpu:  # the trace cannot run trials, and takes the choices made here
         for batch in batches:
             mx.eval(run(mx.zeros((batch, height, width, channels), mx.uint8)))
     with new_folder(path, overwrite, GRAPH) as folder:
@@ -93,7 +93,7 @@ def export_model(
 
 
 def take_first_stream() -> None:
-    """Make this thread's stream the process's first, number 0, which is the one that a graph of it will ask for."""
+    """Make this thread's stream the process's first, number 0. A graph traced here asks for that number."""
     mx.default_stream(mx.default_device())
 
 
@@ -105,7 +105,7 @@ def classify_pixels(
 ) -> Callable[[mx.array], tuple[mx.array, ...]]:
     """A function that can be traced: uint8 pixels (N, H, W, C) -> probabilities (N, num_labels) in float32.
 
-    `embed` is the model without its classifier, fused. With `features` there is also the pooled embedding
+    `embed` is the fused model without its classifier. With `features` the function also returns the pooled embedding
     (N, hidden_size) in float32.
     """
     factor = processor.rescale_factor if processor.do_rescale else 1.0
@@ -122,7 +122,7 @@ def classify_pixels(
 
 
 def _check(file: Path, run: Callable[[mx.array], Any], shape: tuple[int, ...], dtype: str) -> None:
-    """Raise a ValueError if the graph in the file does not answer as the function that it was traced from."""
+    """Raise a ValueError if the graph in the file does not answer like the function it was traced from."""
     pixels = mx.random.randint(0, 256, shape, key=mx.random.key(0)).astype(mx.uint8)
     graph: Any = mx.import_function(str(file))
     for traced, expected in zip(graph(pixels), run(pixels), strict=True):

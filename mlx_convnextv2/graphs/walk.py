@@ -1,7 +1,7 @@
-"""The architecture as a walk over its operations, for the formats in which others run it.
+"""The architecture as a walk over its operations, for every export format.
 
-The walk knows the model and no format; an `Operations` knows a format and no model. Weights are float32 in numpy, in
-PyTorch's layout, each made when its turn comes, so that no second copy of a model is held.
+The walk knows the model and no format; an `Operations` knows a format and no model. Weights are float32 numpy arrays in
+PyTorch's layout. Each is made when it is needed, so the model is never held twice.
 """
 
 from __future__ import annotations
@@ -53,20 +53,20 @@ Value = TypeVar("Value")
 
 
 class Operations(Protocol[Value]):
-    """What a format has to offer. A Value is a feature map in the format's own layout, or a vector an image."""
+    """What a format must provide. A Value is a feature map in the format's own layout, or a vector for each image."""
 
     def convolution(self, x: Value, layer: Convolution) -> Value: ...
 
     def linear(self, x: Value, layer: Linear) -> Value:
-        """Of each position's channels."""
+        """A linear layer on the channels of each position."""
 
     def layer_norm(self, x: Value, layer: Norm) -> Value: ...
 
     def activation(self, x: Value, name: str, hidden_act: str) -> Value:
-        """A key of `ACT2FN`."""
+        """The activation `hidden_act`, a key of `ACT2FN`."""
 
     def response_norm(self, x: Value, name: str, weight: np.ndarray, hidden_act: str) -> Value:
-        """GRN without its bias, x * (1 + weight * norms), of what this activation returned; weight (D,)."""
+        """GRN without its bias, x * (1 + weight * norms), where x is the output of `hidden_act`. weight (D,)."""
 
     def add(self, x: Value, y: Value, name: str) -> Value: ...
 
@@ -111,7 +111,7 @@ def _convolution(name: str, layer: Any) -> Convolution:
 
 
 def _linear(name: str, layer: Any, before: np.ndarray | None = None) -> Linear:
-    """With `before`, a constant that would be added to the input, as a part of the bias."""
+    """The layer. `before` is a constant added to its input, which is folded into the bias."""
     weight, bias = dense_weight(layer), as_numpy(layer.bias)
     return Linear(name, weight, bias if before is None else bias_behind(weight, bias, before))
 

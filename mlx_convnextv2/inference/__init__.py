@@ -1,5 +1,5 @@
-"""A model in the fastest form that the device has, and images through it."""
+"""Run a model in the fastest form for the device, and classify images with it."""
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this room imports MLX
+mlx_blas.load()  # before a module of this folder imports MLX

@@ -26,7 +26,7 @@ Prediction = dict[str, Any]
 
 @dataclass
 class Result:
-    """What became of one image: predictions, best first, or the error that kept it from being read or classified."""
+    """One image's predictions, best first, or the error that kept it from being read or classified."""
 
     image: Any
     predictions: list[Prediction] | None = None
@@ -34,13 +34,13 @@ class Result:
 
 
 class ImageClassifier:
-    """A checkpoint ready to classify, in any thread, and under Linux on a CPU in a forked process too.
+    """A checkpoint ready to classify in any thread. On a Linux CPU it also works in a forked process.
 
     Args:
         model: a Hub id, a folder, or a loaded model.
-        processor: the image processor of a loaded model; for a Hub id or a folder its own is used unless given.
+        processor: the image processor. A loaded model needs one; a Hub id or a folder brings its own.
         dtype, revision: as for `load`.
-        batch_size: images of a list that go through the model at once.
+        batch_size: how many images of a list go through the model at once.
 
     Raises:
         FileNotFoundError, OSError, ValueError: as `load`.
@@ -84,12 +84,12 @@ class ImageClassifier:
             top_k: how many labels to return for each image, at most.
 
         Returns:
-            For one image a list of {"label", "score", "index"}, the highest score first; for a list of images a list
-            of such lists. Scores are the softmax over all classes, computed in float32.
+            For one image, a list of {"label", "score", "index"}, the highest score first. For a list of images, a
+            list of such lists. Scores are the softmax over all classes, computed in float32.
 
         Raises:
-            FileNotFoundError, OSError, ValueError: an image cannot be read, or its scores are not finite; `stream`
-                goes on to the next instead.
+            FileNotFoundError, OSError, ValueError: an image cannot be read, or its scores are not finite. `stream`
+                goes on to the next image instead.
         """
         several = isinstance(images, list | tuple)
         predictions = []
@@ -100,11 +100,12 @@ class ImageClassifier:
         return predictions if several else predictions[0]
 
     def stream(self, images: Iterable[Any], top_k: int = 5) -> Iterator[Result]:
-        """Classify images as they come, in order: one `Result` each, with the error where one failed.
+        """Classify images in order and yield one `Result` for each, which holds the error if the image failed.
 
-        A list's images go in batches, and are read and prepared in threads while others are classified, up to a batch
-        and one for each core ahead; in one thread where an open image or file is there twice, which two may not read
-        at once. Those of an iterator, which may be a camera, are taken and answered one by one.
+        The images of a list go through the model in batches. Threads read and prepare them while others are
+        classified, up to a batch and one image for each core ahead. One thread reads them all if an open image or
+        file is in the list twice, because two threads must not read it at once. An iterator may be a camera, so its
+        images are taken and answered one by one.
         """
         if not isinstance(top_k, int | np.integer) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
@@ -120,9 +121,9 @@ class ImageClassifier:
                 yield result
 
     def stream_logits(self, images: Iterable[Any]) -> Generator[tuple[Result, np.ndarray | None], None, None]:
-        """As `stream`, but each result without predictions, and with its logits (num_labels,) in float32.
+        """As `stream`, but yields each result without predictions, and beside it the logits (num_labels,) in float32.
 
-        They are None where the result has an error. The softmax of logits is never infinite or NaN here.
+        The logits are None if the result has an error. Their softmax is always finite.
         """
         batch_size, workers, ahead = 1, 1, 1
         if isinstance(images, list | tuple):
@@ -158,7 +159,7 @@ class ImageClassifier:
         return result, None
 
     def _preprocess(self, image: Any) -> np.ndarray:
-        """The pixel values (H, W, C) of an image, checked here so that one too small does not spoil a batch."""
+        """The pixel values (H, W, C) of an image. The size is checked here: a small image must not spoil a batch."""
         array = self.processor.preprocess(image)
         height, width = self.model.config.min_image_shape
         if array.shape[0] < height or array.shape[1] < width:
@@ -167,7 +168,7 @@ class ImageClassifier:
         return array
 
     def _answer(self, results: list[Result], arrays: list[np.ndarray]) -> list[tuple[Result, np.ndarray | None]]:
-        """Each result with its logits, if it has no error; `arrays` holds the pixels of these."""
+        """Each result with its logits, or None if it has an error. `arrays` holds the pixels of the other results."""
         if not arrays:
             return [(result, None) for result in results]
         rows = iter(_as_float32(self.predict(mx.array(np.stack(arrays)))))  # (N, H, W, C) -> (N, num_labels)
@@ -183,20 +184,20 @@ class ImageClassifier:
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Over the last axis, in float32: in numpy, because a forked process has nothing of MLX that computes."""
+    """Softmax over the last axis, in float32. It is numpy's because a forked process cannot compute with MLX."""
     with np.errstate(all="ignore"):  # infinities give NaN
         powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def _as_float32(array: mx.array) -> np.ndarray:
-    """The values of an array of any floating dtype, without an operation of MLX's."""
-    values = array.tolist() if array.dtype == mx.bfloat16 else array  # bfloat16 is no type of numpy's
+    """The values of an array of any floating dtype, read without an MLX operation."""
+    values = array.tolist() if array.dtype == mx.bfloat16 else array  # numpy has no bfloat16
     return np.array(values, np.float32)
 
 
 def _take(image: Any) -> Result:
-    """The result to fill in, in the thread that asks: no other can evaluate an mx.array that is lazy."""
+    """The result to fill in. This runs in the caller's thread, because no other can evaluate a lazy mx.array."""
     result = Result(image)
     if isinstance(image, mx.array):
         try:
@@ -214,7 +215,7 @@ def _take(image: Any) -> Result:
 
 
 def _named(error: ValueError | OSError, image: Any) -> ValueError | OSError:
-    """The error with the name of the image, where it has one and the message lacks it."""
+    """The error with the image's name added, if the image has one and the message lacks it."""
     name = name_of(image)
     if name in str(error) or name == NAMELESS or getattr(error, "filename", None):
         return error

@@ -1,4 +1,4 @@
-"""A model in inference mode as a function, whatever computes its blocks."""
+"""A model in inference mode as a function, with any implementation of its blocks."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Function = Callable[[mx.array], mx.array]
 def compose(
     model: ConvNextV2ForImageClassification | ConvNextV2Model, blocks: Sequence[Sequence[Function]], pooled: bool
 ) -> Function:
-    """From pixel_values (N, H, W, C) to logits (N, num_labels), or to the pooled output.
+    """A function from pixel_values (N, H, W, C) to logits (N, num_labels), or to the pooled output.
 
-    `blocks` are each stage's. What lies between them is plain MLX.
+    `blocks` holds the blocks of each stage. Everything between them is plain MLX.
     """
     body, classifier = body_and_classifier(model, pooled)
     stages = [(stage.downsampling_layer, own) for stage, own in zip(body.encoder.stages, blocks, strict=True)]
@@ -42,7 +42,7 @@ def compose(
 
 
 def in_plain_mlx(function: Function) -> Function:
-    """The function with all operations of `ops.dispatch` in MLX's own."""
+    """The function, with all operations of `ops.dispatch` computed by MLX's own."""
 
     def run(x: mx.array) -> mx.array:
         with dispatch.path("plain"):
@@ -56,13 +56,13 @@ def compiled(predict: Function) -> Function:
     graph = mx.compile(predict)
 
     def run(pixel_values: mx.array) -> mx.array:
-        check_not_forked()  # of which the compiled graph knows nothing
+        check_not_forked()  # the compiled graph does not check
         return graph(pixel_values)
 
     return run
 
 
 def plain_block(layer: ConvNextV2Layer) -> Function:
-    """The block in MLX's own operations, (N, H, W, C) -> (N, H, W, C), without drop path in training mode too."""
+    """The block in MLX's own operations, (N, H, W, C) -> (N, H, W, C), without drop path even in training mode."""
 
     return in_plain_mlx(lambda hidden_states: hidden_states + layer.branch(hidden_states))

@@ -1,4 +1,4 @@
-"""The inference-time form of a model: the same numbers, by the fastest path of the device."""
+"""The inference-time form of a model: the same numbers, computed by the device's fastest path."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from .composition import compiled, compose, plain_block
 def fuse(
     model: ConvNextV2ForImageClassification | ConvNextV2Model, path: str | None = None, *, pooled: bool = False
 ) -> Callable[[mx.array], mx.array]:
-    """A function from pixel_values (N, H, W, C) to logits (N, num_labels): the model in inference mode, and no more.
+    """The model in inference mode as a function from pixel_values (N, H, W, C) to logits (N, num_labels).
 
-    Of a ConvNextV2Model, which has no classifier, it is one to the pooled output (N, hidden_size).
+    A ConvNextV2Model has no classifier; its function returns the pooled output (N, hidden_size).
 
-    It has the weights that the model has now: change them, and call `fuse` again. On a GPU each part of a block is
-    computed by what is right and fastest there, which is found out for each shape of pixel_values when the first come
-    (see `ops.tuning`), and MLX compiles the graph. On a CPU it does not, because `mx.compile` would run a C++ compiler
-    for seconds and the result is no faster; under Linux the model is computed in numpy there.
+    The function keeps the weights that the model has now. After changing them, call `fuse` again.
+
+    On a GPU, each part of a block is computed by the fastest candidate that is correct there. It is chosen when
+    pixel_values of a new shape first arrive (see `ops.tuning`), and MLX compiles the graph. On a CPU the graph is not
+    compiled: `mx.compile` would run a C++ compiler for seconds, and the result is no faster. On a Linux CPU, numpy
+    computes the model.
 
     Args:
         model: what to run.
-        path: "plain", "kernel" or "numpy" to compute so whatever is fastest; "auto" is the default.
-        pooled: return the pooled output (N, hidden_size), which the classifier takes, instead of logits.
+        path: "plain", "kernel" or "numpy" to force that path; "auto", the default, takes the fastest.
+        pooled: return the pooled output (N, hidden_size), the classifier's input, instead of logits.
 
     Raises:
         OSError: this process was forked from one that used MLX.
         TypeError: the model is neither a ConvNextV2ForImageClassification nor a ConvNextV2Model.
-        ValueError: a path that does not exist, or "numpy" for a model with layers of another class or form.
+        ValueError: the path does not exist, or it is "numpy" and the model has layers of another class or form.
     """
     check_not_forked()
     if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
@@ -90,9 +92,9 @@ def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.arra
 
 
 def chosen_operations(predict: Callable[[mx.array], mx.array]) -> list[dict[str, Any]]:
-    """What was chosen for the shapes that have come: "operation", "shape", "dtype", "computed_by" and "because".
+    """The choices for the shapes seen so far: "operation", "shape", "dtype", "computed_by" and "because".
 
-    Each operation is there once, whatever the number of blocks; nothing is where nothing had to be chosen.
+    Each operation is listed once, whatever the number of blocks. The list is empty if there was nothing to choose.
     """
     from .tuned import Tuned
 

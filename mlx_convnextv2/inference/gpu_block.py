@@ -1,4 +1,4 @@
-"""A block on a GPU, in six launches where kernels compute what is not a matrix product."""
+"""A block on a GPU: six launches when kernels compute everything but the matrix products."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class FoldedBlock:
         pwconv1: the expanding linear layer, quantized or not.
         grn_weight: (4C,).
         pwconv2: the projecting linear layer, quantized or not.
-        residual_bias: what becomes of GRN's bias, and pwconv2's own unless it is quantized, (C,) in float32.
+        residual_bias: (C,) in float32. GRN's bias folded through pwconv2, plus pwconv2's own bias unless pwconv2 is
+            quantized.
     """
 
     taps: mx.array
@@ -53,7 +54,7 @@ class FoldedBlock:
         else:
             residual_bias = (layer.pwconv2(beta[None])[0] - layer.pwconv2.bias).astype(mx.float32)
         taps = mx.contiguous(gpu.tap_major(layer.dwconv.weight))  # (C, 7, 7, 1) -> (7, 7, C)
-        mx.eval(taps, residual_bias)  # constants, so that no graph computes them again
+        mx.eval(taps, residual_bias)  # as constants, which no graph computes again
         return cls(
             taps,
             layer.dwconv.bias,
@@ -76,7 +77,7 @@ class FoldedBlock:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether pwconv2's weight takes no factors."""
+        """Whether pwconv2 is quantized. Its weight cannot be scaled then."""
         return not isinstance(self.pwconv2, nn.Linear)
 
     def __call__(self, hidden_states: mx.array, choice: BlockChoice | None = None) -> mx.array:

@@ -22,7 +22,7 @@ Rows = tuple[int, int]  # first and one past the last
 
 
 def dense_weight(layer: nn.Module) -> np.ndarray:
-    """The weight of a linear layer in float32, (out, in); that of a quantized one is a copy, 4 bytes a parameter."""
+    """The weight of a linear layer in float32, (out, in). A quantized weight is copied, at 4 bytes a parameter."""
     if isinstance(layer, nn.QuantizedLinear):
         how = {"group_size": layer.group_size, "bits": layer.bits, "mode": layer.mode}
         return as_numpy(mx.dequantize(layer.weight, layer.scales, layer.biases, **how))
@@ -77,7 +77,7 @@ class PatchProjection:
         self.norm_after = norm_after and LayerNorm.of(norm_after)
 
     def __call__(self, image: np.ndarray, out: np.ndarray) -> None:
-        """(H, W, C) -> (H // height, W // width, C'); the rows and columns that fill no patch are left out."""
+        """(H, W, C) -> (H // height, W // width, C'). Rows and columns that do not fill a patch are left out."""
         rows, columns, channels = out.shape
         image = image[: rows * self.height, : columns * self.width]
         if self.norm_before:
@@ -96,7 +96,7 @@ class PatchProjection:
 
 
 class Block:
-    """A ConvNextV2Layer, with LayerNorm's and GRN's biases folded into those of the linear layers after them."""
+    """A ConvNextV2Layer. LayerNorm's and GRN's biases are folded into the biases of the linear layers after them."""
 
     def __init__(self, layer: ConvNextV2Layer, activation: str):
         self.activation = activation
@@ -112,7 +112,7 @@ class Block:
         self.project_bias = bias_behind(self.project, as_numpy(layer.pwconv2.bias), grn_bias)
 
     def expand_rows(self, padded: np.ndarray, hidden: np.ndarray, rows: Rows) -> np.ndarray:
-        """From the depthwise convolution to the activation, for some rows.
+        """Compute some rows, from the depthwise convolution to the activation.
 
         padded (H + 6, W + 6, C) -> hidden (H, W, 4C), and the sum of squares of each channel of hidden, (4C,).
         """
@@ -130,7 +130,7 @@ class Block:
         return np.einsum("pc,pc->c", part, part)
 
     def global_response_norm(self, sum_of_squares: np.ndarray) -> np.ndarray:
-        """The factor by which GRN multiplies each channel: (4C,) -> (4C,)."""
+        """GRN's factor for each channel: (4C,) -> (4C,)."""
         global_features = np.sqrt(np.maximum(sum_of_squares, FLOAT32_TINY))
         return self.grn_weight * (global_features / (global_features.mean() + np.float32(1e-6))) + np.float32(1)
 
@@ -149,7 +149,7 @@ class Block:
         np.add(residual, projected.reshape(residual.shape), out=residual)
 
     def __call__(self, padded: np.ndarray, strips: list[Rows], workers: int) -> None:
-        """(H + 6, W + 6, C), the image in a border of zeros, in place."""
+        """Compute in place. padded (H + 6, W + 6, C) is the image in a border of zeros."""
         height, width, channels = padded.shape[0] - 2 * RADIUS, padded.shape[1] - 2 * RADIUS, padded.shape[2]
         hidden = scratch("hidden", height, width, self.expand.shape[0])
         sums = np.empty((len(strips), hidden.shape[2]), np.float32)
@@ -160,7 +160,7 @@ class Block:
         for_each(expand, range(len(strips)), workers)
         factor = self.global_response_norm(sums.sum(axis=0))
         weight = self.project
-        scale_weight = height * width > channels  # whichever has fewer elements, the weight or the activations
+        scale_weight = height * width > channels  # scale whichever has fewer elements, the weight or the activations
         if scale_weight:
             weight = np.multiply(weight, factor, out=scratch("weight", *weight.shape))
         left = None if scale_weight else factor

@@ -1,9 +1,9 @@
 """The inference-time form on a CPU, in numpy.
 
-MLX's own CPU operations are scalar outside of Accelerate, while numpy's wheels carry OpenBLAS and SIMD loops, release
-Python's lock in them, and can read the memory of an MLX array. An image goes through a block in strips of rows, dealt
-to all cores: small, to stay in the cache from the depthwise convolution to the activation, but not so small that the
-threads wait for the lock. GRN needs the whole image, so it is where the strips wait for each other.
+Without Accelerate, MLX's own CPU operations are scalar. numpy's wheels carry OpenBLAS and SIMD loops, release Python's
+lock in them, and can read the memory of an MLX array. An image goes through a block in strips of rows, which all cores
+share. A strip is small enough to stay in the cache from the depthwise convolution to the activation, and large enough
+that threads do not wait for the lock. GRN needs the whole image, so the strips wait for each other there.
 
 All arrays are float32. One image is (H, W, C).
 """
@@ -56,8 +56,8 @@ def zero_border(padded: np.ndarray) -> None:
 class NumpyClassifier:
     """A ConvNextV2ForImageClassification or ConvNextV2Model in inference mode, with the weights that it has now.
 
-    float32 weights are read where they are. float16, bfloat16 and quantized weights are converted to float32
-    once, which takes 4 more bytes a parameter. Several threads may call it at once, and a forked process.
+    float32 weights are read in place. float16, bfloat16 and quantized weights are converted to float32 once, which
+    takes 4 more bytes a parameter. Several threads may call it at once, and so may a forked process.
     """
 
     def __init__(self, model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool = False):
@@ -82,8 +82,8 @@ class NumpyClassifier:
         self.workers = min(available_cpus(), MAX_WORKERS) if self.blas else 1
 
     def __call__(self, pixel_values: mx.array) -> mx.array:
-        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels); without a classifier the pooled output
-        (N, C)."""
+        """pixel_values (N, H, W, num_channels) -> logits (N, num_labels), or the pooled output (N, C) without a
+        classifier."""
         self._check(pixel_values)
         images = as_numpy(pixel_values)
         pooled = np.empty((len(images), self.norm.weight.size), np.float32)
@@ -96,7 +96,7 @@ class NumpyClassifier:
             with np.errstate(all="ignore"):
                 self.norm(pooled)
                 logits = pooled if self.head is None else pooled @ self.head[0].T + self.head[1]
-        return mx.array(logits, self.dtype)  # which, unlike astype, MLX computes at once
+        return mx.array(logits, self.dtype)  # MLX computes this at once, unlike astype
 
     def last_hidden_state(self, pixel_values: mx.array) -> mx.array:
         """pixel_values (N, H, W, num_channels) -> the last stage's output (N, h, w, C) in float32."""
@@ -105,14 +105,15 @@ class NumpyClassifier:
         states: list[np.ndarray] = [images] * len(images)
 
         def run(i: int, workers: int) -> None:
-            states[i] = self.run_stages(images[i], workers).copy()  # out of the scratch array
+            states[i] = self.run_stages(images[i], workers).copy()  # the scratch array is used again
 
         with self._one_blas_thread():
             self._for_each_image(run, len(images))
         return mx.array(np.stack(states))
 
     def _for_each_image(self, function: Callable[[int, int], None], count: int) -> None:
-        """function(i, workers): as many images at a time as there are workers, then all workers for each image left."""
+        """Call function(i, workers) for each image: one worker an image while there are enough images to occupy all
+        workers, then all workers on each image that is left."""
         together = count // self.workers * self.workers
         for_each(lambda i: function(i, 1), range(together), self.workers)
         with np.errstate(all="ignore"):
@@ -144,7 +145,7 @@ class NumpyClassifier:
 
 
 def supports(model: nn.Module) -> bool:
-    """Whether `NumpyClassifier` computes this model: no layer is of a class or a form of one's own."""
+    """Whether `NumpyClassifier` can compute this model: every layer is of a class and form that it knows."""
     modules = model.modules()
     blocks = [module for module in modules if isinstance(module, ConvNextV2Layer)]
     depthwise = [block.dwconv for block in blocks]

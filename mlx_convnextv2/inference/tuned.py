@@ -1,4 +1,4 @@
-"""A fused model that finds out, for each shape of its input, what computes it best on this device."""
+"""A fused model that finds the best candidates on this device for each shape of its input."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ Shape = tuple[int, ...]
 
 
 class Tuned:
-    """A function of pixel_values (N, H, W, C) that is composed for each shape of them when the first come.
+    """A function of pixel_values (N, H, W, C), composed anew the first time that it meets a shape.
 
     Args:
-        model: whose input it takes.
-        trials: what there is to find out for a shape.
-        compose: makes the function of the candidates' names, one for each trial.
-        tuner: finds it out.
+        model: the model, which checks the input.
+        trials: gives the trials for a shape.
+        compose: makes the function from the names of the chosen candidates, one for each trial.
+        tuner: runs the trials.
     """
 
     def __init__(
@@ -51,20 +51,20 @@ class Tuned:
         self._check(pixel_values)
         shape = tuple(pixel_values.shape)
         if shape not in self._functions:
-            if _is_traced(pixel_values):  # where nothing can be tried
+            if _is_traced(pixel_values):  # nothing can be tried while tracing
                 return self._compose([verdict.choice for _, verdict in self.verdicts(shape)])(pixel_values)
             self.prepare(shape)
         return self._functions[shape](pixel_values)
 
     def prepare(self, shape: Shape) -> None:
-        """Find out what there is to find out for pixel_values of this shape."""
+        """Run the trials for pixel_values of this shape."""
         trials = self._trials(shape)
         with self._tuner.session():
             for trial in trials:
                 self._tuner.prove(trial)
             for trial in trials:
                 self._tuner.measure(trial)
-        mx.clear_cache()  # of what was only tried
+        mx.clear_cache()  # what the trials used
         self._functions[shape] = self._compose([verdict.choice for _, verdict in self.verdicts(shape)])
 
     def verdicts(self, shape: Shape) -> list[tuple[Trial, Verdict]]:
@@ -73,12 +73,12 @@ class Tuned:
 
     @property
     def shapes(self) -> list[Shape]:
-        """Those of the pixel_values that have come."""
+        """The shapes of pixel_values seen so far."""
         return list(self._functions)
 
 
 def tuned_on_gpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
-    """Each part of each block by its own candidate. MLX compiles the whole, unless plain MLX is one of them."""
+    """The model with a candidate for each part of each block. MLX compiles it unless one of them is plain MLX."""
     body, _ = body_and_classifier(model, pooled)
     blocks: list[list[Function]] = [
         [FoldedBlock.of(layer) if is_foldable(layer) else plain_block(layer) for layer in stage.layers]
@@ -112,7 +112,7 @@ def tuned_on_gpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
 
 
 def tuned_on_cpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
-    """The whole model in numpy or in MLX's own operations."""
+    """The whole model, in numpy or in MLX's own operations."""
     from .numpy_classifier import NumpyClassifier, supports
 
     body, _ = body_and_classifier(model, pooled)
@@ -141,7 +141,7 @@ def feature_shapes(config: ConvNextV2Config, shape: Shape) -> Iterator[tuple[int
 
 
 def block_trials(block: FoldedBlock, shape: Shape, tuner: Tuner) -> tuple[Trial, Trial]:
-    """Of the two parts of a block, for hidden states of this shape, each timed in chains of whole blocks."""
+    """The trials of a block's two parts for hidden states of this shape. Each is timed in chains of whole blocks."""
     batch, height, width, channels = shape
     rule, dtype = block.rule(shape), block.bias.dtype
     form = f"{_form(block.pwconv1)}, {_form(block.pwconv2)}"
@@ -170,7 +170,7 @@ def block_trials(block: FoldedBlock, shape: Shape, tuner: Tuner) -> tuple[Trial,
 
 
 def model_trial(functions: dict[str, Function], rule: str, shape: Shape, dtype: mx.Dtype, form: str) -> Trial:
-    """Of functions that compute a whole model, one of them plain, for pixel_values of this shape."""
+    """The trial of functions that compute a whole model for pixel_values of this shape. One of them is plain."""
     dtype_name = name_of(dtype)
 
     def pixel_values() -> mx.array:
@@ -209,7 +209,7 @@ def _form(linear: nn.Module) -> str:
 
 
 def _is_traced(array: mx.array) -> bool:
-    """Whether it stands for arrays to come, as while a function is compiled or exported."""
+    """Whether the array is a placeholder, as it is while a function is compiled or exported."""
     try:
         mx.eval(array)
     except ValueError as error:
