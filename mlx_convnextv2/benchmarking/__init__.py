@@ -1,12 +1,12 @@
-"""How fast is a checkpoint on this device, alone or beside its peers, and are its kernels right?
+"""How fast is a checkpoint on this device, alone or against its peers, and are its kernels right?
 
     from mlx_convnextv2.benchmarking import compare
 
     report = compare(size="atto", against=["transformers"], batch_size=[1, 8])
     print(report)
 
-`compare`, `cold_start`, `scale`, `self_check`, `time_operations` and `tune` take the words of the command as keywords,
-and return a `Report`. docs/benchmark.md says what is in it.
+`compare`, `cold_start`, `scale`, `self_check`, `time_operations` and `tune` take the command's options as keywords and
+return a `Report`. docs/benchmark.md describes its contents.
 """
 
 from __future__ import annotations
@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from ..runtime import mlx_blas
 
-    mlx_blas.load()  # before a module of this room imports MLX
+    mlx_blas.load()  # before a module of this folder imports MLX
     return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)

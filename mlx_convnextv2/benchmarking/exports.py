@@ -1,7 +1,7 @@
-"""The checkpoint as PyTorch, ONNX and timm know it, and as this package gives it to Core ML.
+"""The checkpoint in PyTorch, ONNX, timm and Core ML.
 
-`python -m mlx_convnextv2.benchmarking.exports FORMAT FOLDER FILE DTYPE BATCH HEIGHT WIDTH` writes a file; it is run
-in a process of its own, because the memory that PyTorch takes is not ONNX Runtime's or Core ML's.
+`python -m mlx_convnextv2.benchmarking.exports FORMAT FOLDER FILE DTYPE BATCH HEIGHT WIDTH` writes a file. It runs in a
+process of its own, so that PyTorch's memory is not counted as ONNX Runtime's or Core ML's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# From transformers' names, written out apart from the converter's own map, which leads the other way.
+# From transformers' names. The converter has its own map, which goes the other way.
 TIMM_NAMES = (
     (r"^(convnextv2\.)?(encoder\.)?", ""),
     (r"^embeddings\.patch_embeddings", "stem.0"),
@@ -34,7 +34,7 @@ def export(kind: str, folder: Path, file: Path, dtype: str, shape: Sequence[int]
     """Write the model of `folder` to `file`, as "onnx" or "coreml", for images (batch, height, width).
 
     Raises:
-        ValueError: the exporter failed; the message has its last line.
+        ValueError: the exporter failed. The message is its last line.
     """
     command = [sys.executable, "-m", __name__, kind, str(folder), str(file), dtype, *map(str, shape)]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -43,7 +43,7 @@ def export(kind: str, folder: Path, file: Path, dtype: str, shape: Sequence[int]
 
 
 def last_line(text: str) -> str:
-    """The last line that says something: of a traceback, the error."""
+    """The last line that is not blank; in a traceback this is the error."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else ""
 
@@ -99,7 +99,7 @@ def _logits_model(folder: Path, dtype: str) -> Any:
 
 
 def _write_onnx(folder: Path, file: str, dtype: str, shape: Sequence[int]) -> None:
-    """By the older exporter, which needs no packages beyond onnx; batch, height and width stay free."""
+    """Write with the older exporter, which needs no package but onnx. Batch, height and width stay free."""
     import torch
 
     model = _logits_model(folder, dtype)
@@ -111,7 +111,7 @@ def _write_onnx(folder: Path, file: str, dtype: str, shape: Sequence[int]) -> No
 
 
 def _write_coreml(folder: Path, file: str, dtype: str, shape: Sequence[int]) -> None:
-    """As `export --format coreml` writes it, for images (batch, height, width) that are normalised."""
+    """Write as `export --format coreml` does, but for normalised images (batch, height, width)."""
     from ..checkpoints.load import load
     from ..graphs.coreml import write_logits_program
     from ..model.convnextv2 import ConvNextV2ForImageClassification

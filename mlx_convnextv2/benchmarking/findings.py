@@ -1,4 +1,4 @@
-"""What a benchmark finds, as values."""
+"""The results of a benchmark, as values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Spread:
 
 
 class Finding:
-    """The base of the dataclasses below: as JSON, the fields and the properties."""
+    """The base of the dataclasses below. Their JSON has the fields and the properties."""
 
     def to_json(self) -> dict[str, Any]:
         properties = [name for name in dir(type(self)) if isinstance(getattr(type(self), name), property)]
@@ -40,7 +40,7 @@ def _is_no_number(value: object) -> bool:
 
 @dataclass(frozen=True)
 class Contender(Finding):
-    """Who runs: how long loading took in seconds, on what it computes, and the versions of its packages."""
+    """A contender: its loading time in seconds, its device, and the versions of its packages."""
 
     contender: str
     dtype: str
@@ -54,12 +54,12 @@ class Measurement(Finding):
     """A contender's passes over one batch, in a process of its own, in turns with the others.
 
     Args:
-        side: what the images were cut to, in pixels; None is all of them.
-        seconds: of a pass over the batch.
-        ratio: our time by theirs in the same round.
-        peak_bytes, gpu_peak_bytes: the most memory that the process has held; the latter None without a GPU.
-        difference: of the logits from ours, as a part of our largest.
-        top1_agreement: the part of the images with the same class as ours.
+        side: the side that the images were cut to, in pixels; None for whole images.
+        seconds: the time of a pass over the batch.
+        ratio: our time divided by theirs in the same round.
+        peak_bytes, gpu_peak_bytes: the process's peak memory; gpu_peak_bytes is None without a GPU.
+        difference: the difference of the logits from ours, relative to our largest.
+        top1_agreement: the share of images with the same class as ours.
     """
 
     contender: str
@@ -79,14 +79,14 @@ class Measurement(Finding):
 
     @property
     def agrees(self) -> bool:
-        """Whether it answered as we did; top-1 must be equal in float32, where no rounding decides it."""
+        """Whether it answered as we did. In float32, where rounding decides no class, top-1 must be equal."""
         close = self.difference <= tolerances.CONTENDER[self.dtype]  # False for NaN
         return close and (self.dtype != "float32" or self.top1_agreement == 1.0)
 
 
 @dataclass(frozen=True)
 class Point(Measurement):
-    """A measurement on one of the axes along which time grows: so many images, pixels, or parameters."""
+    """A measurement on one of the axes along which time grows: images, pixels or parameters."""
 
     size: str
     axis: str
@@ -104,7 +104,7 @@ class Growth(Finding):
 
 @dataclass(frozen=True)
 class ColdStart(Finding):
-    """Whole processes for one image. The ratios are ours by theirs; `agrees`: they name the same class."""
+    """Whole processes for one image. Ratios are ours divided by theirs. `agrees`: they name the same class."""
 
     contender: str
     seconds: Spread
@@ -116,7 +116,7 @@ class ColdStart(Finding):
 
 @dataclass(frozen=True)
 class KernelCheck(Finding):
-    """One kernel on one shape: how far it is from plain MLX, as a part of the largest magnitude."""
+    """One kernel on one shape: its difference from plain MLX, relative to the largest magnitude."""
 
     kernel: str
     shape: tuple[int, ...]
@@ -143,15 +143,15 @@ class OperationTiming(Finding):
 
 @dataclass(frozen=True)
 class TunedOperation(Finding):
-    """Who computes an operation on this device, and how long each candidate takes.
+    """The candidate that computes an operation on this device, and the time of each candidate.
 
     Args:
-        batch: images at once; `shape` has fewer where fewer are enough to fill a GPU.
-        milliseconds: of a block (of the whole model on a CPU), by candidate; of those that are right here.
-        failures: why the others are not.
-        rule: who would compute it unmeasured.
-        chosen: who does.
-        because: why.
+        batch: images at once. `shape` has fewer if fewer are enough to fill a GPU.
+        milliseconds: the time of a block (on a CPU, of the whole model) with each candidate that is correct here.
+        failures: what is wrong with the other candidates.
+        rule: the candidate that the rule takes without measuring.
+        chosen: the candidate that was chosen.
+        because: the reason for the choice.
     """
 
     operation: str
@@ -166,11 +166,11 @@ class TunedOperation(Finding):
 
 
 class Failure(str):
-    """What went wrong with a contender or a kernel, while the others went on."""
+    """What went wrong with a contender or a kernel. The others went on."""
 
 
 class LeftOut(str):
-    """Who cannot take part here, and why."""
+    """A contender that cannot take part here, and why."""
 
 
 Result = TypeVar("Result", Measurement, Point, ColdStart, KernelCheck, OperationTiming, TunedOperation)
@@ -179,14 +179,14 @@ News = Sequence[Finding | Failure | LeftOut]
 
 @dataclass
 class Findings(Generic[Result]):
-    """What one benchmark found.
+    """The results of one benchmark.
 
     Args:
         mode: "compare", "cold-start", "scale", "self-check", "ops" or "tune".
-        model: the model or the size that was asked for.
-        runs: how often each was timed.
-        image_size: height and width in pixels, where all images have the same.
-        device: what the kernels ran on.
+        model: the requested model or size.
+        runs: how often each contender or operation was timed.
+        image_size: height and width in pixels, if all images have the same.
+        device: the device of the kernels.
     """
 
     mode: str

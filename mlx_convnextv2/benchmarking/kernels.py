@@ -1,4 +1,4 @@
-"""Are the kernels right, and are they faster, on this device? For the shapes of one model."""
+"""Check the kernels on this device, and time them, for the shapes of one model."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 def self_check(
     *, model: str | None = None, size: str | None = None, image_size: int | None = None, watch: Watch | None = None
 ) -> Report[KernelCheck]:
-    """Compare every kernel with plain MLX, for the shapes of a model and every dtype, one image each.
+    """Compare every kernel with plain MLX, for the shapes of a model and every dtype, with one image each.
 
     Args:
         model: a Hub id or a folder.
-        size: or a published size, "atto" to "huge".
-        image_size: the side of the image in pixels; without it the model's.
-        watch: called with what was found (see `Report`).
+        size: a published size, "atto" to "huge", instead of a model.
+        image_size: the side of the image in pixels; None takes the model's.
+        watch: called with the findings (see `Report`).
 
     Raises:
-        ValueError: MLX has no GPU here, and kernels run nowhere else; both or neither of model and size.
+        ValueError: MLX has no GPU here, which the kernels need; or both or neither of model and size are given.
         FileNotFoundError, OSError, ValueError: as `load`.
     """
-    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # plain MLX in float32 is what they are compared with
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")  # the reference must be true float32
     if mx.default_device().type != mx.gpu:
         raise ValueError("the kernels run on a GPU, and MLX has none here: this check is for a Mac or CUDA")
     network, side = _network(model, size, image_size)
@@ -68,7 +68,7 @@ def time_operations(
 ) -> Report[OperationTiming]:
     """Time each operation of the block for each shape of a model: plain, compiled by MLX, and our kernels on a GPU.
 
-    Args and errors: as `self_check`, but for the GPU; also
+    Args and errors: as `self_check`, but no GPU is needed; also
         batch_size: images at once.
         dtype: "float32", "float16" or "bfloat16".
         runs: how often each is timed, in alternation.
@@ -85,7 +85,7 @@ def time_operations(
 def _network(
     model: str | None, size: str | None, image_size: int | None
 ) -> tuple[ConvNextV2ForImageClassification, int]:
-    """The model whose shapes are meant, and the side of its images."""
+    """The model that gives the shapes, and the side of its images."""
     network, _ = subject(model, size)
     return network, image_size or min(as_pair(network.config.image_size))
 
@@ -143,7 +143,7 @@ def _time_stage(shape: tuple[int, int, int, int], dtype: str, runs: int) -> Iter
 
 
 def _check_depthwise(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[mx.array, mx.array]]:
-    """By kernel, its result and the plain one in float32, of the same rounded inputs."""
+    """For each kernel, its result and the plain float32 result from the same rounded inputs."""
     channels = shape[-1]
     x, weight = _random(shape, dtype, 0), _random((channels, 7, 7, 1), dtype, 1) * 0.2
     bias, norm_weight, norm_bias = (_random((channels,), dtype, key) for key in (2, 3, 4))
@@ -168,7 +168,7 @@ def _check_gelu_grn(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[str, tuple[
     exact = hidden.astype(mx.float32)
     activations, sums = gpu.gelu_sum_of_squares(hidden)
     stored = mx.square(activations.astype(mx.float32)).sum(axis=1)
-    # The sums and factors are float32 whatever the dtype; their tolerance here is the dtype's.
+    # The sums and factors are always float32; their tolerance here is the dtype's.
     scale = gpu.grn_scale(sums, weight)
     norms = mx.sqrt(stored)
     expected_scale = 1 + weight.astype(mx.float32) * norms / (norms.mean(axis=-1, keepdims=True) + 1e-6)
@@ -212,12 +212,12 @@ def _check_gelu_grn_gradient(shape: tuple[int, ...], dtype: mx.Dtype) -> dict[st
 
 
 def _plain_gradients(function: Callable[..., mx.array], arrays: list[mx.array], cotangent: mx.array) -> list[mx.array]:
-    """In float32, of the same rounded arrays."""
+    """The gradients in float32, from the same rounded arrays."""
     return mx.vjp(function, [array.astype(mx.float32) for array in arrays], [cotangent.astype(mx.float32)])[1]
 
 
 def _stages(model: ConvNextV2ForImageClassification, image_size: int) -> Iterator[tuple[int, int, int, int]]:
-    """For every stage with blocks, the shape of its features for one image."""
+    """The shape of the features of every stage with blocks, for one image."""
     height, width = (image_size // side for side in model.config.patch_shape)
     for i, stage in enumerate(model.convnextv2.encoder.stages):
         if stage.layers:
@@ -230,7 +230,7 @@ def _random(shape: tuple[int, ...], dtype: mx.Dtype, key: int) -> mx.array:
 
 
 def _alternate(operations: list[Operation], inputs: mx.array, runs: int) -> list[float]:
-    """The median milliseconds of each operation, called in turns after one call that does not count."""
+    """The median milliseconds of each operation. They are called in turns, after one call that is not timed."""
     for operation in operations:
         mx.eval(operation(inputs))
     times: list[list[float]] = [[] for _ in operations]

@@ -1,4 +1,4 @@
-"""How it is measured: contenders in processes of their own, timed in alternation, their answers compared."""
+"""Measure contenders in processes of their own: time them in alternation and compare their answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .peers import OURS
 
 
 class PeerError(ValueError):
-    """A contender that cannot run; the message names it and says why."""
+    """A contender cannot run. The message names it and says why."""
 
 
 class Worker:
-    """A contender in a process of its own, which is stopped, threads and all, while it is not its turn.
+    """A contender in a process of its own. The whole process, with all its threads, is stopped between its turns.
 
-    Without that the threads of PyTorch and ONNX Runtime, which spin for a while after their work, take the cores from
-    the next contender.
+    Otherwise the threads of PyTorch and ONNX Runtime, which spin for a while after their work, would take the cores
+    from the next contender.
     """
 
     def __init__(self, name: str, folder: Path, images: Path, dtype: str):
@@ -52,7 +52,7 @@ class Worker:
             PeerError: the contender failed.
         """
         self._process.send_signal(signal.SIGCONT)
-        with suppress(BrokenPipeError):  # how it ended is found by reading
+        with suppress(BrokenPipeError):  # reading finds out how the worker ended
             print(json.dumps({"batch": batch, "side": side, "logits": logits}), file=self._input, flush=True)
         return self._read()
 
@@ -77,7 +77,7 @@ class Worker:
         self._process.kill()
         self._process.wait()
         self._output.close()
-        with suppress(BrokenPipeError):  # what it was asked last, it never read
+        with suppress(BrokenPipeError):  # it never read the last request
             self._input.close()
 
 
@@ -85,7 +85,7 @@ class Worker:
 def contenders(
     names: Sequence[str], folder: Path, images: Path, dtype: str, failed: Callable[[str], None]
 ) -> Iterator[list[Worker]]:
-    """The workers of those that load, ours first; the others are handed to `failed`, each as a sentence.
+    """The workers that load, ours first. `failed` is called with a sentence for each of the others.
 
     Raises:
         PeerError: this package itself fails.
@@ -110,8 +110,8 @@ def alternate(
 ) -> list[Measurement]:
     """Warm each worker up, then time A B C A B C ... `rounds` times, and compare the answers with the first's.
 
-    A ratio is our time by theirs in the same round, so that a machine that slows down in between changes it little.
-    A worker that fails leaves `workers` and is handed to `failed` as a sentence.
+    A ratio is our time divided by theirs in the same round. It changes little if the machine slows down meanwhile.
+    A worker that fails leaves `workers`, and `failed` is called with a sentence.
 
     Raises:
         PeerError: the first worker fails.
@@ -151,7 +151,7 @@ def alternate(
 
 
 def disagreement(result: Measurement) -> str:
-    """What is wrong with a result that does not agree."""
+    """How a result disagrees with ours."""
     return (
         f"{result.contender} answers differently: its logits differ from ours by {result.difference:.1e} "
         f"of their largest, and top-1 is the same on {result.top1_agreement:.0%}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def peak_bytes() -> int:
     """The most memory that this process has held, in bytes."""
-    if sys.platform == "linux":  # where ru_maxrss is never below what the parent held when it started this process
+    if sys.platform == "linux":  # there ru_maxrss starts at the memory of the parent
         found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
         if found:
             return 1024 * int(found[1])

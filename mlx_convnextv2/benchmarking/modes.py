@@ -1,4 +1,4 @@
-"""What can be measured beside the peers: one checkpoint, the start of a process, and how time grows."""
+"""Measurements against the peers: one checkpoint, the start of a process, and how time grows."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ def compare(
 
     Args:
         model: a Hub id or a folder.
-        size: or random weights of a published size, "atto" to "huge".
-        against: the peers, of `peers.PEERS`; who cannot take part is left out, and the report says why.
+        size: a published size with random weights, "atto" to "huge", instead of a model.
+        against: names from `peers.PEERS`. A peer that cannot take part is left out, and the report says why.
         batch_size: images at once.
         dtype: "float32", "float16" or "bfloat16".
-        image_size: the side of the images in pixels; without it the model's.
+        image_size: the side of the images in pixels; None takes the model's.
         runs: timed rounds.
         watch: called whenever something is measured (see `Report`).
 
     Raises:
-        ValueError: both or neither of model and size, a name that does not exist, or this package itself fails.
-        FileNotFoundError, OSError, ValueError: as `load`; an OSError also where the temporary folder is full.
+        ValueError: both or neither of model and size are given, a name does not exist, or this package itself fails.
+        FileNotFoundError, OSError, ValueError: as `load`. A full temporary folder is also an OSError.
     """
     report: Report[Measurement] = Report("compare", str(size or model), runs, watch=watch)
     batches = list(dict.fromkeys(batch_size))
@@ -73,7 +73,7 @@ def cold_start(
     runs: int = 10,
     watch: Watch | None = None,
 ) -> Report[ColdStart]:
-    """The wall time and peak memory of `classify` for one image, and of the least script that does it with a peer.
+    """The wall time and peak memory of `classify` for one image, and of a minimal script that uses a peer.
 
     Args and errors: as `compare`, with peers of `peers.COLD_PEERS`.
     """
@@ -125,7 +125,7 @@ def scale(
     Args and errors: as `compare`, with one dtype.
     """
     if size not in SIZES:
-        ConvNextV2Config.from_size(size)  # which says what there is
+        ConvNextV2Config.from_size(size)  # fails with a list of the sizes
     report: Report[Point] = Report("scale", size, runs, watch=watch)
     batches = list(dict.fromkeys(batch_size))
     roster = _rosters(report, expand(against), [dtype])[dtype]
@@ -134,7 +134,7 @@ def scale(
         for smaller in list(SIZES)[: list(SIZES).index(size) + 1]:
             folder = Path(temporary, smaller)
             write_model(None, smaller, folder)
-            # Each point (batch, side) is measured once, and stands for an amount on one axis or more.
+            # Each point (batch, side) is measured once, even if it lies on several axes.
             points: dict[tuple[int, int], dict[str, int]] = {(1, SIDE): {"size": parameters(folder)}}
             if smaller == size:
                 for batch in batches:
@@ -153,7 +153,7 @@ def scale(
 
 
 def growth(points: Sequence[Point]) -> list[Growth]:
-    """For each contender and axis the exponent e of time ~ amount^e, by least squares over the logarithms."""
+    """The exponent e of time ~ amount^e for each contender and axis, by least squares over the logarithms."""
     lines = []
     for contender, axis in dict.fromkeys((point.contender, point.axis) for point in points):
         own = [point for point in points if (point.contender, point.axis) == (contender, axis)]
@@ -176,7 +176,7 @@ def parameters(folder: Path) -> int:
 
 
 def _rosters(report: Report[Any], against: Sequence[str], dtypes: Iterable[str]) -> dict[str, list[str]]:
-    """By dtype who takes part, ours first; who cannot goes into the report."""
+    """The contenders for each dtype, ours first. Those that cannot take part go into the report."""
     rosters = {dtype: [OURS] for dtype in known("dtype", dtypes, tolerances.CONTENDER)}
     for peer in against:
         for dtype, roster in rosters.items():
@@ -188,7 +188,7 @@ def _rosters(report: Report[Any], against: Sequence[str], dtypes: Iterable[str])
 
 
 def _add(report: Report[Any], measured: Sequence[Measurement]) -> None:
-    """Take in what was measured together, and name who answered differently."""
+    """Add what was measured together to the report, and name the contenders that answered differently."""
     report.add(*measured)
     for sentence in dict.fromkeys(disagreement(one) for one in measured if not one.agrees):
         report.fail(sentence)

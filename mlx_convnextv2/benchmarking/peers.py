@@ -1,4 +1,4 @@
-"""Who can be measured, and what each needs."""
+"""The peers, and the packages that each needs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Collection, Iterable
 
 OURS = "mlx_convnextv2"
-# Each peer and the packages that it needs. ONNX Runtime's file is exported by PyTorch.
+# ONNX Runtime's file is exported by PyTorch.
 PEERS: dict[str, tuple[str, ...]] = {
     "plain": (),  # our model by MLX's own operations
     "transformers": ("torch", "transformers"),
@@ -19,11 +19,11 @@ PEERS: dict[str, tuple[str, ...]] = {
 }
 COLD_PEERS = ("transformers", "onnxruntime")  # for which `processes` has scripts
 _MACOS_ONLY = ("transformers-mps", "coreml")
-_NO_BFLOAT16 = ("onnxruntime", "coreml")  # numpy, in which they take their images, does not have it
+_NO_BFLOAT16 = ("onnxruntime", "coreml")  # they take numpy arrays, and numpy has no bfloat16
 
 
 def known(what: str, names: Iterable[str], allowed: Collection[str]) -> list[str]:
-    """The names, each once; raises ValueError for one that is not allowed. `what` they are is said then."""
+    """The names without repetitions. Raises a ValueError, which calls it `what`, for a name that is not allowed."""
     names = list(dict.fromkeys(names))
     for name in names:
         if name not in allowed:
@@ -32,7 +32,7 @@ def known(what: str, names: Iterable[str], allowed: Collection[str]) -> list[str
 
 
 def expand(against: Iterable[str]) -> list[str]:
-    """The peers asked for, each once; on macOS PyTorch comes on the CPU and on MPS, and Core ML where it is there."""
+    """The requested peers without repetitions. On macOS, "transformers" also brings MPS, and Core ML if installed."""
     names: list[str] = []
     for peer in known("peer", against, PEERS):
         names.append(peer)
@@ -44,7 +44,7 @@ def expand(against: Iterable[str]) -> list[str]:
 
 
 def why_not(peer: str, dtype: str) -> str | None:
-    """Why `peer` cannot take part here, or None; nothing is imported to find out."""
+    """Why `peer` cannot take part here, or None. Nothing is imported to find out."""
     if peer in _MACOS_ONLY and sys.platform != "darwin":
         return "it runs on macOS alone"
     if missing := [package for package in PEERS[peer] if importlib.util.find_spec(package) is None]:

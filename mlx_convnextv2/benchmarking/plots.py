@@ -1,4 +1,4 @@
-"""The findings of a benchmark as a picture."""
+"""The results of a benchmark as a picture."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .peers import OURS, PEERS
 from .tables import digits
 
 SUFFIXES = (".png", ".svg", ".pdf")
-# Ours stands out; the peers keep their colours from one picture to the next (Okabe and Ito's, for all eyes).
+# Ours stands out; the peers keep their colours from one picture to the next (Okabe and Ito's colour-blind palette).
 _HUES = ("#D55E00", "#000000", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#E69F00", "#999999")
 _COLOURS = dict(zip([OURS, *PEERS], _HUES, strict=True))
 _AXES = {"batch": "batch size", "pixels": "pixels of the image", "size": "million parameters of the model"}
 
 
 def check(file: Path) -> None:
-    """Raises ValueError where matplotlib is missing or `file` is of no kind that is drawn."""
+    """Raise a ValueError if matplotlib is missing, or if a `file` of this kind cannot be drawn."""
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the plot's file must end in {', '.join(SUFFIXES)}, not {file.name!r}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -29,13 +29,13 @@ def check(file: Path) -> None:
 
 
 def draw(report: Findings[Any], file: Path) -> None:
-    """Draw what "compare", "cold-start" or "scale" measured. The file is written whole or not at all.
+    """Draw the results of "compare", "cold-start" or "scale". The file is written whole or not at all.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     import matplotlib
-    from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
+    from matplotlib.figure import Figure  # pyplot would change the program's backend
 
     style: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}
     with matplotlib.rc_context(style):
@@ -47,7 +47,7 @@ def draw(report: Findings[Any], file: Path) -> None:
 
 
 def _compare(figure: Any, report: Findings[Measurement]) -> None:
-    """A panel for each batch size and dtype: the time of an image as bars, from the least to the greatest."""
+    """A panel for each batch size and dtype. Bars show the time for an image, shortest first."""
     panels = list(dict.fromkeys((r.dtype, r.batch) for r in report.results))
     rows = [[r for r in report.results if (r.dtype, r.batch) == panel] for panel in panels]
     axes = _panels(figure, len(panels), max(map(len, rows)))
@@ -73,7 +73,7 @@ def _cold_start(figure: Any, report: Findings[ColdStart]) -> None:
 
 
 def _scale(figure: Any, report: Findings[Point]) -> None:
-    """A panel for each thing that grows, with logarithmic axes, on which the dotted line is what linear growth is."""
+    """A panel for each growing amount, with logarithmic axes. The dotted line is linear growth."""
     results = report.results
     panels = [axis for axis in _AXES if any(r.axis == axis for r in results)]
     figure.set_size_inches(4.2 * len(panels), 4.6)

@@ -1,4 +1,4 @@
-"""Whole processes that classify one image: ours, and the least script that does it with a peer."""
+"""Whole processes that classify one image: ours, and a minimal script for each peer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]
 print(int(session.run(None, {"pixel_values": pixel_values})[0].argmax()))
 """
 
-# Run in a small process, because on Linux the peak memory of a child is never below its parent's when it is started.
+# Run in a small process: on Linux a child's peak memory starts at that of its parent.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.perf_counter()
@@ -63,7 +63,7 @@ print(json.dumps({"status": status, "output": output, "seconds": seconds, "peak_
 
 @dataclass(frozen=True)
 class Run:
-    """One process from start to end: wall time, peak memory, and the index of the class that it named."""
+    """One process from start to end: wall time, peak memory, and the index of its answer."""
 
     seconds: float
     peak_bytes: int
@@ -71,10 +71,10 @@ class Run:
 
 
 def command(name: str, folder: Path, image: Path) -> list[str]:
-    """The command that classifies `image` with the checkpoint of `folder`; what it needs is exported beside that.
+    """The command that classifies `image` with the checkpoint of `folder`. ONNX is exported beside the folder.
 
     Raises:
-        ValueError: the export failed; the message names the contender.
+        ValueError: the export failed. The message names the contender.
     """
     if name == OURS:
         return _python("-m", "mlx_convnextv2.classify", image, "--model", folder, "--format", "json")
@@ -89,9 +89,9 @@ def command(name: str, folder: Path, image: Path) -> list[str]:
 
 
 def alternate(commands: dict[str, list[str]], rounds: int, failed: Callable[[str], None]) -> dict[str, list[Run]]:
-    """Run A B C A B C ... once to fill the disk's cache, then `rounds` times: all runs of each, that one first.
+    """Run A B C A B C ... once to fill the disk's cache, then `rounds` times. Returns all runs, the warm-up first.
 
-    Who fails is dropped, and handed to `failed` as a sentence.
+    A contender that fails is dropped, and `failed` is called with a sentence.
 
     Raises:
         ValueError: this package itself fails.
@@ -113,7 +113,7 @@ def _run(name: str, command: list[str]) -> Run:
     """Run a contender's command.
 
     Raises:
-        ValueError: it failed; the message names the contender and has the last line that it said.
+        ValueError: it failed. The message has the contender's name and the last line of its output.
     """
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(_python("-I", "-S", "-c", _LAUNCHER, *command), env=env, capture_output=True, text=True)

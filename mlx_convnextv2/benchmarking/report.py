@@ -1,4 +1,4 @@
-"""The report of a benchmark: it prints itself, and writes itself as the JSON that docs/benchmark.md describes."""
+"""The report of a benchmark, as text and as JSON. docs/benchmark.md describes the JSON."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Watch = Callable[["Report[Any]", News], None]
 
 @dataclass
 class Report(Findings[Result]):
-    """What one benchmark found. As a string it is its tables.
+    """The results of one benchmark. `str` gives its tables.
 
     Args:
-        watch: called whenever something is found, with the report so far and what is new in it, all of one kind.
+        watch: called after each addition, with the report so far and the new results, all of one kind.
     """
 
     watch: Watch | None = field(default=None, repr=False, compare=False)
 
     def add(self, *news: Finding | Failure | LeftOut) -> None:
-        """Take in what was found, all of one kind, and tell who watches."""
+        """Add results, all of one kind, and call `watch`."""
         kinds: dict[type, list[Any]] = {
             **{Contender: self.contenders, Growth: self.growth},
             **{LeftOut: self.left_out, Failure: self.failures},

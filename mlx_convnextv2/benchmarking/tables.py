@@ -1,4 +1,4 @@
-"""How the findings of a benchmark are printed: lines and tables that fit into 80 columns."""
+"""The results of a benchmark as text: lines and tables that fit into 80 columns."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _WIDTH = 80
 
 
 def report(findings: Findings[Any]) -> str:
-    """All that was found."""
+    """All results."""
     results = (list(group) for _, group in groupby(findings.results, _together))
     pieces: list[Any] = [findings.contenders, *results, findings.growth, findings.left_out, findings.failures]
     return "\n".join(news(findings, piece) for piece in pieces if piece)
 
 
 def news(findings: Findings[Any], news: News) -> str:
-    """What is new in a report, all of one kind."""
+    """The new results of a report, all of one kind."""
     return _FORMATS.get(type(news[0]), _lines)(findings, news)
 
 
 def _together(result: Any) -> tuple[object, ...]:
-    """What the results of one table have in common."""
+    """The key that the results of one table share."""
     if type(result) is Measurement:
         return result.dtype, result.batch
     if isinstance(result, TunedOperation):
@@ -73,7 +73,7 @@ def _measurements(findings: Findings[Any], results: Sequence[Measurement]) -> st
 
 
 def _points(findings: Findings[Any], points: Sequence[Point]) -> str:
-    """One table, of which this may be a part; a point on several axes is one row."""
+    """One table, or the part of it with these points. A point on several axes is one row."""
     header = ("contender", "size", "batch", "pixels", "ms (least..most)")
     seen = {(one.contender, one.size, one.batch, one.side): one for one in points}
     rows = [(*map(str, key[:3]), f"{key[3]}x{key[3]}", _spread(one.seconds, 1000)) for key, one in seen.items()]
@@ -108,7 +108,7 @@ def _checks(findings: Findings[Any], checks: Sequence[KernelCheck]) -> str:
 
 
 def _timings(findings: Findings[Any], timings: Sequence[OperationTiming]) -> str:
-    """Milliseconds, and how many times faster the kernels are than what MLX compiles."""
+    """Milliseconds, and the kernels' speedup over what MLX compiles."""
     rows = [("operation", "shape", "plain", "compiled", "kernel", "gain", "auto")]
     for one in timings:
         kernel = ("-", "-") if one.kernel is None else (digits(one.kernel), digits(one.compiled / one.kernel))
@@ -117,7 +117,7 @@ def _timings(findings: Findings[Any], timings: Sequence[OperationTiming]) -> str
 
 
 def _tuned(findings: Findings[Any], operations: Sequence[TunedOperation]) -> str:
-    """Milliseconds of who was chosen, and how many times as long the rule's and plain MLX take."""
+    """Milliseconds of the chosen candidate, and how many times as long the rule's candidate and plain MLX take."""
     rows = [("operation", "shape", "computed by", "ms", "rule", "plain")]
     for one in operations:
         own = one.milliseconds.get(one.chosen)
@@ -141,7 +141,7 @@ _FORMATS: dict[type, Callable[[Findings[Any], Any], str]] = {
 
 
 def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,), least: Sequence[int] = ()) -> str:
-    """Columns as wide as their widest cell, and at least `least`; those of `left` are flush left, the rest right."""
+    """Columns as wide as their widest cell and at least `least`. Columns in `left` are flush left, others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     widths = [max(pair) for pair in zip(widths, least or widths, strict=True)]
     gap = "  " if sum(widths) + 2 * (len(widths) - 1) <= _WIDTH else " "
@@ -163,10 +163,10 @@ def _ratio(values: Spread) -> str:
 
 
 def digits(value: float) -> str:
-    """Three digits, or all those before the point."""
+    """The value with three digits, or with all digits before the point if there are more."""
     if not math.isfinite(value):
         return str(value)
-    magnitude = math.floor(math.log10(abs(float(f"{value:.2e}")) or 1))  # of what it is rounded to
+    magnitude = math.floor(math.log10(abs(float(f"{value:.2e}")) or 1))  # of the rounded value
     return f"{value:.{max(0, min(3, 2 - magnitude))}f}"
 
 
@@ -175,6 +175,6 @@ def _shape(shape: Sequence[int]) -> str:
 
 
 def _share(check: KernelCheck) -> float:
-    """The difference as a part of what is allowed; NaN counts as the worst."""
+    """The difference as a share of the tolerance. NaN counts as the worst."""
     share = check.difference / tolerances.KERNEL[check.dtype]
     return share if share == share else float("inf")

@@ -1,4 +1,4 @@
-"""The choice of what computes a model's operations on this device, made ahead of its first use."""
+"""Choose what computes a model's operations on this device, ahead of the first use."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def tune(
     image_size: int | None = None,
     watch: Watch | None = None,
 ) -> Report[TunedOperation]:
-    """Measure anew what computes a model fastest on this device, as long as it takes, and keep it for later uses.
+    """Measure again what computes a model fastest on this device, without a time limit, and keep the choices.
 
-    On a CPU, whole models are measured, and what is found is used where MLX_CONVNEXTV2_TUNE is 1.
+    On a CPU, whole models are measured, and the choices are used only if MLX_CONVNEXTV2_TUNE is 1.
 
     Args:
         model: a Hub id or a folder.
-        size: or a published size, "atto" to "huge".
+        size: a published size, "atto" to "huge", instead of a model.
         batch_size: images at once.
-        dtype: "float32", "float16" or "bfloat16"; without one the model's own.
-        image_size: the side of the images in pixels; without it the model's.
-        watch: called with what was found (see `Report`).
+        dtype: "float32", "float16" or "bfloat16"; None takes the model's.
+        image_size: the side of the images in pixels; None takes the model's.
+        watch: called with the findings (see `Report`).
 
     Raises:
-        ValueError: both or neither of model and size, or a name that does not exist.
+        ValueError: both or neither of model and size are given, or a name does not exist.
         FileNotFoundError, OSError, ValueError: as `load`.
     """
     dtypes = [None] if dtype is None else known("dtype", dtype, DTYPES)
@@ -60,7 +60,7 @@ def tune(
         for batch in dict.fromkeys(batch_size):
             shape = batch, height, width, network.config.num_channels
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", WrongKernelWarning)  # the report has all failures
+                warnings.simplefilter("ignore", WrongKernelWarning)  # the report lists the failures
                 tuned.prepare(shape)
             found = {trial.operation: verdict for trial, verdict in tuned.verdicts(shape)}
             report.add(

@@ -1,10 +1,9 @@
-"""A contender in a process of its own, which speaks lines of JSON.
+"""A contender in a process of its own. It reads and writes lines of JSON.
 
 `python -m mlx_convnextv2.benchmarking.worker NAME FOLDER IMAGES DTYPE` loads the checkpoint of FOLDER, which is in
-PyTorch's layout, and says {"load_s", "versions", "device"}. It answers each line {"batch", "side", "logits"} on
-standard input with {"seconds", "logits", "peak_bytes", "gpu_peak_bytes"}. IMAGES is an .npy file of
-(N, H, W, C) float32, of which it takes the first `batch`, and of these the upper left `side` x `side` unless `side` is
-null.
+PyTorch's layout, and prints {"load_s", "versions", "device"}. It answers each line {"batch", "side", "logits"} on
+standard input with {"seconds", "logits", "peak_bytes", "gpu_peak_bytes"}. IMAGES is an .npy file of (N, H, W, C)
+float32. The worker takes the first `batch` images, cut to the upper left `side` x `side` unless `side` is null.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ from .exports import export, timm_model, torch_model
 from .memory import peak_bytes
 from .peers import OURS
 
-TURN_S = 0.2  # a turn lasts until so many seconds are measured, and one pass at least
+TURN_S = 0.2  # a turn lasts at least this long, and at least one pass
 
 Predict = Callable[[bool], Any]  # one pass; with True, its logits as a numpy array
 
 
 @dataclass
 class Contender:
-    """`prepare` takes images (N, H, W, C) float32; what it returns runs them."""
+    """`prepare` takes images (N, H, W, C) float32 and returns a function that runs them."""
 
     prepare: Callable[[Any], Predict]
     load_s: float
@@ -82,7 +81,7 @@ def _torch(
     import torch
 
     if library == "transformers":
-        from transformers import ConvNextV2ForImageClassification  # noqa: F401 - loading is timed without the imports
+        from transformers import ConvNextV2ForImageClassification  # noqa: F401 - imports do not count as loading
     else:
         import timm.models.convnext  # noqa: F401
 
@@ -97,7 +96,7 @@ def _torch(
         pixel_values = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         pixel_values = pixel_values.to(device=device, dtype=getattr(torch, dtype))
         if compiled:
-            torch.compiler.reset()  # or several shapes in turn would end in a general, slower form
+            torch.compiler.reset()  # otherwise several shapes lead to a general, slower form
         forward = torch.compile(model, dynamic=False) if compiled else model
 
         def run(fetch: bool) -> Any:
@@ -157,7 +156,7 @@ def _onnxruntime(folder: Path, dtype: str) -> Contender:
 
 
 def _coreml(folder: Path, dtype: str) -> Contender:
-    """Core ML with every unit that it wants; a program has one shape, so each shape is exported anew."""
+    """Core ML on any compute unit. A program has one shape, so each shape is exported separately."""
     import coremltools as ct
 
     def compile_for(shape: tuple[int, int, int]) -> tuple[Any, float]:
@@ -194,7 +193,7 @@ _LOADERS: dict[str, Callable[[Path, str], Contender]] = {
 
 
 def _turn(run: Predict) -> float:
-    """The median time of a pass in seconds. The first is not counted: others have had the caches and the cores."""
+    """The median time of a pass in seconds. The first is not counted, because other contenders used the caches."""
     run(False)
     seconds: list[float] = []
     while sum(seconds) < TURN_S:
@@ -205,7 +204,7 @@ def _turn(run: Predict) -> float:
 
 
 def _end_with_parent() -> None:
-    """A stopped worker cannot see that the command was killed; elsewhere than on Linux its terminal sees to it."""
+    """End this worker if the command is killed, which a stopped worker cannot notice. Elsewhere the terminal does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, int(signal.SIGKILL))  # PR_SET_PDEATHSIG
 
@@ -213,7 +212,7 @@ def _end_with_parent() -> None:
 def main(argv: list[str]) -> int:
     name, folder, images_file, dtype = argv
     _end_with_parent()
-    # What libraries print on standard output must not get between the answers.
+    # Libraries may print to standard output; this must not mix with the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 

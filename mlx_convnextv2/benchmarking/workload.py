@@ -1,4 +1,4 @@
-"""What everybody is given: a checkpoint, and images that are smooth, with edges, each different."""
+"""The workload of all contenders: a checkpoint, and different smooth images with edges."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _DIGITS = Path(__file__).parent.parent / "demo" / "images"
 
 
 def subject(model: str | None, size: str | None) -> tuple[ConvNextV2ForImageClassification, ConvNextImageProcessor]:
-    """The model that is measured: a Hub id or folder, or random weights of a published size.
+    """The measured model: a Hub id or folder, or random weights of a published size.
 
     Raises:
-        ValueError: both or neither are given, or the size does not exist.
+        ValueError: both or neither of model and size are given, or the size does not exist.
         FileNotFoundError, OSError, ValueError: as `load`.
     """
     if model is not None and size is None:
@@ -35,7 +35,7 @@ def subject(model: str | None, size: str | None) -> tuple[ConvNextV2ForImageClas
         raise ValueError("give either a model, a Hub id or a folder, or the size of one with random weights")
     mx.random.seed(0)
     network = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
-    # GRN starts at zero, where it would do nothing and an error in it would not show.
+    # GRN's weights start at zero, which would hide an error in it.
     parameters: Any = tree_flatten(network.parameters())
     grn = [(name, mx.random.normal(p.shape)) for name, p in parameters if ".grn." in name]
     network.load_weights(grn, strict=False)
@@ -43,7 +43,7 @@ def subject(model: str | None, size: str | None) -> tuple[ConvNextV2ForImageClas
 
 
 def write_model(model: str | None, size: str | None, folder: Path) -> ConvNextV2Config:
-    """Write the checkpoint in PyTorch's layout, as everybody can read it; returns its config."""
+    """Write the checkpoint in PyTorch's layout, which every contender can read. Returns its config."""
     network, processor = subject(model, size)
     with temporary_files():
         save(network, folder, processor, format="huggingface")
@@ -61,7 +61,7 @@ def write_picture(file: Path) -> Path:
 
 
 def _write(file: Path, encode: Callable[[io.BytesIO], None]) -> Path:
-    """By way of memory, since neither numpy nor Pillow says that it was the disk that failed."""
+    """Write via memory, because numpy and Pillow do not report that the disk failed."""
     buffer = io.BytesIO()
     encode(buffer)
     with temporary_files():
@@ -70,7 +70,7 @@ def _write(file: Path, encode: Callable[[io.BytesIO], None]) -> Path:
 
 
 def picture(index: int, height: int, width: int) -> Image.Image:
-    """A handwritten digit of the demo, enlarged over a slanting coloured light; `index` chooses digit and colours."""
+    """A handwritten digit of the demo, enlarged, over a coloured gradient. `index` chooses digit and colours."""
     random = np.random.RandomState(index)
     with Image.open(_DIGITS / f"digit-{index % 10}.png") as file:
         digit = np.asarray(file.convert("L").resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
@@ -82,7 +82,7 @@ def picture(index: int, height: int, width: int) -> Image.Image:
 
 
 def pixel_values(count: int, height: int, width: int, channels: int) -> np.ndarray:
-    """`count` pictures as the model takes them: (count, height, width, channels) float32, normalised."""
+    """`count` pictures as model input: (count, height, width, channels) float32, normalised."""
     process = ConvNextImageProcessor(do_resize=False).preprocess
     images = np.stack([process(picture(i, height, width)) for i in range(count)])
     return np.ascontiguousarray(images[..., np.arange(channels) % 3], np.float32)

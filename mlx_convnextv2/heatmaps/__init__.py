@@ -7,7 +7,7 @@
     maps = explain(model, processor("cat.jpg"), label=281)  # (1, 7, 7); its sum is the label's logit less the mean's
     overlay("cat.jpg", maps[0]).save("cat.heatmap.png")
 
-`explain_images` does it for many pictures, and `write_heat_maps` writes files as the command `explain` does.
+`explain_images` explains many pictures. `write_heat_maps` writes files, as the command `explain` does.
 docs/explaining.md says what the maps mean.
 """
 
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this room imports MLX
+mlx_blas.load()  # before a module of this folder imports MLX
 
 if TYPE_CHECKING:
     from .curves import deletion_curve as deletion_curve, insertion_curve as insertion_curve

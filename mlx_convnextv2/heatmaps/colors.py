@@ -1,8 +1,8 @@
-"""The colours of heat maps: lightness shows the picture, orange what speaks for a label, blue what speaks against it.
+"""The colours of heat maps: lightness is the picture's, orange speaks for a label, blue against it.
 
 The table is computed here rather than copied. It is linear in OKLab (Ottosson 2020, "A perceptual color space for image
-processing"), so that equal steps of a value look equal whatever the picture's lightness. Orange and blue stay apart for
-people who cannot tell red from green, or blue from yellow.
+processing"), so equal steps of a value look equal at any lightness. People who cannot tell red from green, or blue from
+yellow, can still tell orange from blue.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 
 STEPS = 127  # values on each side of zero
 
-# Lightness of black and of white, from 0 to 1. Between them sRGB has the whole of both colours.
+# Lightness of black and of white, from 0 to 1. Between them sRGB can show both colours in full.
 _LIGHTNESS = 0.45, 0.80
 _CHROMA = 0.104
 _ORANGE, _BLUE = 60.0, 250.0  # hues in degrees
-UNSEEN_LIGHTNESS = 0.25, 0.45  # of what the model does not see
+UNSEEN_LIGHTNESS = 0.25, 0.45  # of black and white outside what the model sees
 
 # OKLab to the cube roots of cone responses, and those cubed to linear sRGB: the inverses of Ottosson's two matrices.
 _TO_CONES = np.array(

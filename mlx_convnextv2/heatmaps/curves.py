@@ -1,7 +1,8 @@
-"""Is a heat map right? Take away what it marks, and see whether the model still finds the label.
+"""Test a heat map: remove what it marks, and see whether the model still finds the label.
 
-Deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421): positions are replaced by a baseline, or put into it, in
-the order of the map, the strongest first. A good map makes the score fall fast in the one and rise fast in the other.
+Deletion and insertion (Petsiuk et al. 2018, arXiv:1806.07421). Deletion replaces positions by a baseline, the map's
+strongest first. Insertion puts them into the baseline in the same order. With a good map the score falls fast in
+deletion and rises fast in insertion.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ def deletion_curve(
     baseline: Any = 0.0,
     steps: int | None = None,
 ) -> np.ndarray:
-    """The labels' probabilities while the positions of the maps are taken away.
+    """The labels' probabilities while the positions of the maps are removed.
 
     Args:
         predict: pixel_values -> logits (N, num_labels), such as `fuse(model)`.
         pixel_values: (N, H, W, C).
-        heat_maps: (N, h, w); what is left of H / h and W / w stays.
+        heat_maps: (N, h, w). Rows and columns left over by H / h and W / w are never replaced.
         labels: (N,) indices.
-        baseline: what takes the place of pixel values: a number, or an array that broadcasts to them.
-        steps: how often the model is asked after the first time, at most h * w, which None takes.
+        baseline: replaces pixel values: a number, or an array that broadcasts to them.
+        steps: how often the model runs after the first time, at most h * w. None takes h * w.
 
     Returns:
         (N, steps + 1) float32, from the picture to the baseline; its mean over the steps is the area below the curve.
@@ -52,7 +53,7 @@ def insertion_curve(
     baseline: Any = 0.0,
     steps: int | None = None,
 ) -> np.ndarray:
-    """The labels' probabilities while the positions of the maps are put into the baseline; else as `deletion_curve`."""
+    """The labels' probabilities while the positions are put into the baseline. Otherwise as `deletion_curve`."""
     pixels = np.array(pixel_values, np.float32)
     blank = np.broadcast_to(np.array(baseline, np.float32), pixels.shape)
     return _curve(predict, blank, pixels, heat_maps, labels, steps)

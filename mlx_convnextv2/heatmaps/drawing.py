@@ -12,7 +12,7 @@ from . import colors
 from .geometry import Box
 from .legend import draw_legend
 
-_BAND_PIXELS = 1_000_000  # coloured at a time, so that nothing but the picture takes much memory
+_BAND_PIXELS = 1_000_000  # coloured at a time, to save memory
 
 
 def overlay(
@@ -22,9 +22,9 @@ def overlay(
 
     Args:
         picture: a path, a binary file object, a PIL image, or a uint8 array (H, W, C).
-        heat_map: (h, w), one image's of `explain`.
-        box: left, top, right, bottom of what the map covers, in the upright picture's pixels; None: all of it. The
-            rest, which the model does not see, is dark.
+        heat_map: (h, w), the map that `explain` gives for one image.
+        box: left, top, right, bottom of the part that the map covers, in the upright picture's pixels; None for the
+            whole picture. The model does not see the rest, which is drawn dark.
         legend: written at the bottom, beside the colours.
         scale: the value of the strongest colour; None takes the map's largest magnitude.
 
@@ -32,14 +32,14 @@ def overlay(
         The upright picture in RGB, of its own size.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: the picture cannot be read (see `open_image`), or the map is no map.
+        FileNotFoundError, OSError, ValueError: the picture cannot be read (see `open_image`), or the map is invalid.
     """
     values = np.array(heat_map, np.float32)
     if values.ndim != 2 or not values.size or not np.isfinite(values).all():
         raise ValueError(f"a heat map must be finite numbers of the shape (h, w), not of {values.shape}")
     strongest = float(np.abs(values).max()) if scale is None else float(scale)
     heat = Image.fromarray(values / (strongest or 1.0))
-    limit = picture.width * picture.height if isinstance(picture, Image.Image) else MAX_PIXELS  # it is decoded already
+    limit = picture.width * picture.height if isinstance(picture, Image.Image) else MAX_PIXELS  # already decoded
     grey = open_image(picture, "L", limit)
     image = Image.new("RGB", grey.size)
     rows = max(1, _BAND_PIXELS // grey.width)
@@ -54,14 +54,14 @@ def overlay(
 
 
 def _tint(band: np.ndarray, grey: np.ndarray, heat: Image.Image, box: Box, top: int) -> None:
-    """Colour what the map covers of a band of rows (rows, W, 3), in place; it begins at row `top` of the picture."""
+    """Colour in place what the map covers of a band (rows, W, 3), which begins at row `top` of the picture."""
     left, first, right, last = (round(edge) for edge in box)
     first, last = max(first, top), min(last, top + len(band))
     if first >= last or left >= right:
         return
 
     def on_map(x: int, y: int) -> tuple[float, float]:
-        """A point of the picture on the map, which is as wide as its positions."""
+        """A point of the picture in the map's coordinates, where a position is 1 wide."""
         across, down = (x - box[0]) / (box[2] - box[0]), (y - box[1]) / (box[3] - box[1])
         return min(max(across, 0.0), 1.0) * heat.width, min(max(down, 0.0), 1.0) * heat.height
 

@@ -1,4 +1,4 @@
-"""Heat maps of many pictures, as they lie in files."""
+"""Heat maps of many pictures, read from files."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from .targets import find_label
 
 @dataclass
 class Explanation:
-    """What became of one picture: a heat map of its label, or the error that kept it from being read or explained.
+    """One picture's heat map, or the error that kept it from being read or explained.
 
-    image: as it was given. label, index: what is explained. score: its probability. against: "mean", another label, or
-    None. value: what the map explains, the label's logit less what it is compared with. heat_map: (h, w) float32.
-    box: left, top, right, bottom of what the map covers, in pixels of the upright picture, whose (width, height) is
-    `size`. max_pixels: the reader's limit.
+    image: as it was given. label, index: the explained label. score: its probability. against: "mean", another label,
+    or None. value: the label's logit less the one that it is compared with, which the map explains. heat_map: (h, w)
+    float32. box: left, top, right, bottom of the part that the map covers, in pixels of the upright picture. size: that
+    picture's (width, height). max_pixels: the reader's limit.
     """
 
     image: Any
@@ -47,12 +47,12 @@ class Explanation:
     error: ValueError | OSError | None = None
 
     def legend(self) -> str:
-        """The label and its score, in a line."""
+        """The label and its score, in one line."""
         versus = "" if self.against in (None, "mean") else f" rather than {self.against}"
         return f"{self.label}{versus}  {self.score:.1%}"
 
     def to_dict(self) -> dict[str, Any]:
-        """What is worth writing as JSON."""
+        """The fields that go into JSON."""
         if self.error is not None or self.heat_map is None:
             return {"error": "there is no heat map" if self.error is None else sentence(self.error)}
         return {
@@ -67,10 +67,10 @@ class Explanation:
         }
 
     def draw(self, legend: bool = True) -> Image.Image:
-        """The picture with the map over it, upright and of its own size; it is read again.
+        """The upright picture in its own size with the map over it. The picture is read again.
 
         Raises:
-            FileNotFoundError, OSError, ValueError: it cannot be read any more, or is what `error` says.
+            FileNotFoundError, OSError, ValueError: the picture can no longer be read, or this is the `error`.
         """
         if self.error is not None or self.heat_map is None:
             raise self.error or ValueError("there is no heat map to draw")
@@ -91,12 +91,12 @@ def explain_images(
 
     Args:
         classifier: the model, its processor and its batch size.
-        images: paths, folders, binary file objects, PIL images or uint8 arrays (H, W, C). Those of a list go in
-            batches and are read ahead; those of an iterator are taken one by one.
+        images: paths, folders, binary file objects, PIL images or uint8 arrays (H, W, C). A list's pictures are read
+            ahead and explained in batches. An iterator's are taken one by one.
         label, against, layer, method: as for `explain`, the same for all pictures.
 
     Raises:
-        ValueError: no such label, layer or method. What is wrong with a picture stands in its `Explanation`.
+        ValueError: no such label, layer or method. A picture's own error is in its `Explanation`.
     """
     names = classifier.labels
     check_method(classifier.model, layer, method)
@@ -104,7 +104,7 @@ def explain_images(
     against = against if against in (None, "mean") else find_label(names, against)
     if label is not None and label == against:
         raise ValueError(f"the label {printable(names[label])} cannot be compared with itself: choose another one")
-    if not isinstance(images, list | tuple):  # which may be a camera: its pictures are taken and answered one by one
+    if not isinstance(images, list | tuple):  # an iterator may be a camera: one picture at a time
         return _explain_images(classifier, images, 1, 1, label, against, layer, method)
     opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
     workers = available_cpus() if len(set(opened)) == len(opened) else 1  # two may not read one open file at once
@@ -152,7 +152,7 @@ def _explain_images(
 
 
 def _take(image: Any) -> Explanation:
-    """The result to fill in. What an open file holds is kept, for it is read to explain and again to draw."""
+    """The result to fill in. An open file's content is kept, because it is read to explain and again to draw."""
     try:
         return Explanation(keep(image))
     except (OSError, ValueError) as error:
@@ -189,7 +189,7 @@ def _fill(
     layer: str | None,
     method: str | None,
 ) -> None:
-    """Explain the results' pixel_values (N, H, W, C)."""
+    """Explain pixel_values (N, H, W, C) and fill in the results."""
     names, config = classifier.labels, classifier.model.config
     explained = explain_scores(classifier.model, pixel_values, label, against=against, layer=layer, method=method)
     maps, logits = np.array(explained[0]), np.array(explained[1])  # (N, h, w), (N, num_labels)

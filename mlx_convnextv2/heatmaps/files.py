@@ -33,19 +33,19 @@ def write_heat_maps(
     overwrite: bool = False,
     legend: bool = True,
 ) -> Iterator[tuple[Explanation, Path | None]]:
-    """Explain pictures and write each one's heat map, under the picture's name: `cat.jpg` to `cat.heatmap.png`.
+    """Explain pictures and write each heat map under the picture's name: `cat.jpg` gives `cat.heatmap.png`.
 
     Args:
         classifier, label, against, layer, method: as for `explain_images`.
-        images: paths, folders, binary file objects, PIL images or uint8 arrays. A folder's pictures keep their folders
-            below `output`. Of two pictures of one name the second's becomes `cat-2.heatmap.png`.
+        images: paths, folders, binary file objects, PIL images or uint8 arrays. A folder's pictures keep their
+            subfolders below `output`. If two pictures share a name, the second gives `cat-2.heatmap.png`.
         output: the folder to write to.
         format: "png" for the map over the picture, "npy" for its numbers (h, w) in float32.
-        overwrite: replace files of these names.
+        overwrite: replace existing files.
         legend: write label and score at the bottom of a picture.
 
     Yields:
-        Each picture's explanation, and the file, or None where the explanation has an error.
+        Each picture's explanation and the file written, or None if the explanation has an error.
 
     Raises:
         ValueError: no such label, layer, method or format.
@@ -76,13 +76,13 @@ def _write_all(
 
 
 def write(explanation: Explanation, target: Path, *, overwrite: bool = False, legend: bool = True) -> None:
-    """Write a heat map: drawn over its picture where the target ends in .png, else its numbers, as numpy reads them.
+    """Write a heat map: drawn over its picture if the target ends in .png, otherwise its numbers in numpy's format.
 
-    The file appears whole or not at all. Its folders are made.
+    The file appears whole or not at all. Missing folders are made.
 
     Raises:
-        FileExistsError: there is one already, unless `overwrite`.
-        OSError, ValueError: it cannot be written, or the picture cannot be read again.
+        FileExistsError: the file exists and `overwrite` is false.
+        OSError, ValueError: the file cannot be written, or the picture cannot be read again.
     """
     if target.suffix == ".png":
         drawn = explanation.draw(legend)
@@ -96,7 +96,7 @@ def write(explanation: Explanation, target: Path, *, overwrite: bool = False, le
 
 
 def _free(path: Path, suffix: str, taken: set[Path]) -> Path:
-    """The path with the suffix, and a number where another picture has taken it."""
+    """The path with the suffix, and with a number if another picture has taken it."""
     for number in range(1, len(taken) + 2):
         target = path.with_name(f"{path.name}{'' if number == 1 else f'-{number}'}{suffix}")
         if target not in taken:
@@ -105,7 +105,7 @@ def _free(path: Path, suffix: str, taken: set[Path]) -> Path:
 
 
 def _refusal(target: Path, overwrite: bool) -> OSError | None:
-    """Why a heat map cannot be written, found out before it is computed."""
+    """Why a heat map cannot be written. This is checked before the map is computed."""
     try:
         _check_target(target, overwrite)
     except OSError as error:
@@ -121,7 +121,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def _new_file(target: Path, overwrite: bool) -> Iterator[BinaryIO]:
-    """A file to write beside `target`, which becomes it at the end."""
+    """A file beside `target`, which takes the target's place at the end."""
     temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +130,7 @@ def _new_file(target: Path, overwrite: bool) -> Iterator[BinaryIO]:
         _check_target(target, overwrite)
         os.replace(temporary, target)
     except OSError as error:
-        if error.errno is None:  # a sentence of ours
+        if error.errno is None:  # the message is already ours
             raise
         raise OSError(f"{target} cannot be written ({error.strerror})") from None
     finally:

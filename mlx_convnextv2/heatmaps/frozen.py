@@ -1,8 +1,8 @@
-"""The model with its LayerNorms frozen, so that a gradient says what a position contributes.
+"""The model with frozen LayerNorms, where a gradient says what a position contributes.
 
-A LayerNorm ignores the scale of its input, so that its gradient is orthogonal to the input. Hidden state times gradient
-is zero then: at every position before a downsampling layer, in sum over the positions before the last norm. With their
-means and deviations frozen the norms are affine, and the products add up to about the score. Ali et al. 2022
+A LayerNorm ignores the scale of its input, so its gradient is orthogonal to the input. Hidden state times gradient is
+then zero: at every position before a downsampling layer, and in the sum over positions before the last norm. With their
+means and deviations frozen, the norms are affine, and the products add up to about the score. Ali et al. 2022
 (arXiv:2202.07304) call this the LN-rule.
 """
 
@@ -15,7 +15,7 @@ from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer
 
 
 class FrozenNorms:
-    """LayerNorms over the last axis that keep the mean and the deviation of what they see first; in float32."""
+    """LayerNorms over the last axis, in float32. Each keeps the mean and deviation of its first input."""
 
     def __init__(self) -> None:
         self._statistics: dict[int, tuple[mx.array, mx.array]] = {}
@@ -31,7 +31,7 @@ class FrozenNorms:
 
 
 def frozen_stages(body: ConvNextV2Model, hidden_states: mx.array, stage: int, norms: FrozenNorms) -> mx.array:
-    """The hidden states of a stage, or of the stem for stage 0 -> those of the last, both (N, H, W, C)."""
+    """From a stage's hidden states (the stem's for stage 0) to the last stage's, both (N, H, W, C)."""
     for following in body.encoder.stages[stage:]:
         for layer in following.downsampling_layer:
             hidden_states = norms(layer, hidden_states) if isinstance(layer, nn.LayerNorm) else layer(hidden_states)
@@ -41,9 +41,9 @@ def frozen_stages(body: ConvNextV2Model, hidden_states: mx.array, stage: int, no
 
 
 def frozen_head(model: ConvNextV2ForImageClassification, last_hidden_state: mx.array, norms: FrozenNorms) -> mx.array:
-    """Each position's own logits, (N, h, w, C) -> (N, h, w, num_labels) in float32. Their mean is the model's logits.
+    """Each position's own logits, (N, h, w, C) -> (N, h, w, num_labels) in float32.
 
-    For the frozen norm and the classifier are affine, so that the mean may be taken after them.
+    Their mean over the positions is the model's logits, because the frozen norm and the classifier are affine.
     """
     norm = model.convnextv2.layernorm
     norms(norm, last_hidden_state.astype(mx.float32).mean(axis=(1, 2), keepdims=True))  # sees the pooled output first

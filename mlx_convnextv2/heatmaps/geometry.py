@@ -1,4 +1,4 @@
-"""Which part of a picture a heat map covers."""
+"""The part of a picture that a heat map covers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def seen_box(processor: ImageProcessor, size: tuple[int, int]) -> Box:
-    """What the processor keeps of an upright picture of `size` (width, height), in the picture's pixels."""
+    """The part of an upright picture of `size` (width, height) that the processor keeps, in the picture's pixels."""
     width, height = size
     side = processor.size["shortest_edge"]
     if not processor.do_resize or processor.resizes_to_square() == side:
@@ -21,12 +21,12 @@ def seen_box(processor: ImageProcessor, size: tuple[int, int]) -> Box:
         left, top = ((length - side) // 2 for length in resized)
     else:
         left, top = (round((length - side) / 2) for length in resized)
-    across, down = width / resized[0], height / resized[1]  # pixels of the picture to one of the resized one
+    across, down = width / resized[0], height / resized[1]  # pixels of the picture for one resized pixel
     return left * across, top * down, (left + side) * across, (top + side) * down
 
 
 def covered_box(config: ConvNextV2Config, map_shape: tuple[int, ...], input_shape: tuple[int, ...], seen: Box) -> Box:
-    """The part of `seen` that a map (h, w) of pixel values (H, W) covers: all but what fills no patch at the edges."""
+    """The part of `seen` that a map (h, w) of pixel values (H, W) covers: all but incomplete patches at the edges."""
     left, top, right, bottom = seen
     (height, width), (patch_height, patch_width) = input_shape, config.patch_shape
     halvings = next(n for n in range(config.num_stages) if height // patch_height >> n == map_shape[0])

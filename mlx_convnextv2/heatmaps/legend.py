@@ -1,4 +1,4 @@
-"""What is written on a heat map: the label, its score, and what the colours mean."""
+"""A heat map's legend: the label, its score, and the meaning of the colours."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PAPER, _INK = (24, 24, 24), (245, 245, 245)
 
 
 def draw_legend(image: Image.Image, text: str) -> None:
-    """Write at the bottom of an RGB image, in place: the text, cut to fit, and if there is room what colours mean."""
+    """Write at the bottom of an RGB image, in place: the text, cut to fit, and a colour scale if there is room."""
     size = min(max(min(image.size) // 22, _SMALLEST), _LARGEST)
     font = label_font(size)
     padding = size // 3
@@ -32,7 +32,7 @@ def draw_legend(image: Image.Image, text: str) -> None:
 
 
 def _scale(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, size: int) -> Image.Image | None:
-    """`against`, the colours from -1 to 1, `for`."""
+    """The colour scale: the word `against`, the colours from -1 to 1, the word `for`."""
     words = ("against", "for")
     widths = [round(draw.textlength(word, font)) for word in words]
     gap, bar = size // 3, 4 * size
@@ -47,7 +47,7 @@ def _scale(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, size: int) -
 
 
 def _fitted(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, text: str, room: int) -> str:
-    """The text, with its last part, the score, whole and its beginning cut where it is too long."""
+    """The text, cut to fit. The score at its end stays whole."""
     label, gap, score = text.rpartition("  ")
     while label and draw.textlength(f"{label}{gap}{score}", font) > room:
         label = label.rstrip("…")[:-1].rstrip()

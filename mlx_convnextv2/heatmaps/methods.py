@@ -25,26 +25,28 @@ def explain(
     layer: str | None = None,
     method: str | None = None,
 ) -> mx.array:
-    """How much each position of a layer adds to the score of a label.
+    """How much each position of a layer adds to a label's score.
 
-    The score is the label's logit less the mean logit of all labels, or less that of another label. Positive positions
+    The score is the label's logit less the mean logit of all labels, or less another label's logit. Positive positions
     speak for the label, negative ones against it.
 
     Args:
         model: a classifier, quantized or not.
         pixel_values: (N, H, W, C), as its processor makes them.
-        label: an index, a label's name, or one of these for each image; None takes each image's first
-            label, or the next where that is the one in `against`.
-        against: "mean", or a label as above, or None for the logit itself.
+        label: an index, a label's name, or a list with one of these for each image. None takes each image's best
+            label, or the second best if the best is in `against`.
+        against: "mean", a label as above, or None for the logit itself.
         layer: one of `model.config.stage_names`; None takes the last stage.
-        method: "exact" for the last stage alone: what each position's own logits say, with the statistics of the norm
-            after the pooling frozen; biases are spread evenly. "hirescam": hidden state times gradient (Draelos and
-            Carin 2020, arXiv:2011.08891). "gradcam": hidden state times the gradient's mean over the positions,
-            negative sums set to 0 (Selvaraju et al. 2017, arXiv:1610.02391). Both take the gradient with the
-            statistics of all norms after the layer frozen. None takes "exact" for the last stage, else "hirescam".
+        method: None takes "exact" for the last stage and "hirescam" for the others.
+            "exact", for the last stage only: each position's own logits, with frozen statistics of the norm after the
+            pooling. Biases are spread evenly.
+            "hirescam": hidden state times gradient (Draelos and Carin 2020, arXiv:2011.08891).
+            "gradcam": hidden state times the gradient's mean over the positions, with negative sums set to 0
+            (Selvaraju et al. 2017, arXiv:1610.02391).
+            The gradients of both are taken with frozen statistics of all norms after the layer.
 
     Returns:
-        (N, h, w) in float32, h and w those of the layer. An exact map sums to the score, a hirescam map to about it.
+        (N, h, w) in float32, with the layer's h and w. An exact map sums to the score, a hirescam map to about it.
 
     Raises:
         ValueError: no such label, layer or method, a model without a classifier, or pixel values of a wrong shape.
@@ -62,7 +64,7 @@ def explain_scores(
     layer: str | None = None,
     method: str | None = None,
 ) -> tuple[mx.array, mx.array, Target]:
-    """`explain`, and besides its maps the logits (N, num_labels) in float32, and the labels that were explained."""
+    """The maps of `explain`, the logits (N, num_labels) in float32, and the explained labels."""
     stage, method = check_method(model, layer, method)
     body, norms = model.convnextv2, FrozenNorms()
     hidden_states = _hidden_states(model, pixel_values, stage)
@@ -74,7 +76,7 @@ def explain_scores(
         return target.score(position_logits) / (last.shape[1] * last.shape[2]), logits, target
 
     def score(hidden_states: mx.array) -> mx.array:
-        """Of all images together, because one does not depend on another's hidden states."""
+        """The sum of all images' scores: no score depends on another image's hidden states."""
         last = frozen_stages(body, hidden_states, stage, norms)
         return target.score(frozen_head(model, last, norms).mean(axis=(1, 2))).sum()
 
@@ -83,7 +85,7 @@ def explain_scores(
 
 
 def check_method(model: Any, layer: str | None, method: str | None) -> tuple[int, str]:
-    """The stage's number, 0 for the stem, and the method; a ValueError where one does not exist."""
+    """The stage's number (0 for the stem) and the method. Raises a ValueError if one does not exist."""
     if not isinstance(model, ConvNextV2ForImageClassification):
         raise TypeError(f"heat maps are made of a ConvNextV2ForImageClassification, not of a {type(model).__name__}")
     if model.config.num_labels == 0:
@@ -107,7 +109,7 @@ def hirescam(hidden_states: mx.array, gradient: mx.array) -> mx.array:
 
 
 def gradcam(hidden_states: mx.array, gradient: mx.array) -> mx.array:
-    """Both (N, h, w, C) -> (N, h, w): channels weighted by the gradient's mean over the positions; none below 0."""
+    """Both (N, h, w, C) -> (N, h, w): channels weighted by their mean gradient, with negative sums set to 0."""
     weights = gradient.mean(axis=(1, 2), keepdims=True)  # (N, 1, 1, C)
     return mx.maximum((hidden_states * weights).sum(axis=-1), 0)
 
@@ -116,7 +118,7 @@ _CAMS: dict[str, Callable[[mx.array, mx.array], mx.array]] = {"hirescam": hiresc
 
 
 def _hidden_states(model: ConvNextV2ForImageClassification, pixel_values: mx.array, stage: int) -> mx.array:
-    """Those of a stage, or of the stem for stage 0, (N, h, w, C), in inference mode whatever the model's."""
+    """A stage's hidden states (the stem's for stage 0), (N, h, w, C), always in inference mode."""
     body = model.convnextv2
     weight = body.embeddings.patch_embeddings.weight
     is_last = stage == len(body.encoder.stages)

@@ -14,17 +14,17 @@ HEAT_MAP_SUFFIXES = (".heatmap.png", ".heatmap.npy")
 
 
 def named_pictures(images: Iterable[Any]) -> Iterator[tuple[Any, Path]]:
-    """Each picture, a folder's instead of the folder, and what to call its heat map: a path without a suffix.
+    """Each picture and the name for its heat map, a path without a suffix. Folders are replaced by their pictures.
 
-    A folder without pictures stands for itself, and can be read no more than one.
+    A folder without pictures is yielded itself, and fails when it is read.
     """
     for image in images:
         is_folder = isinstance(image, str | os.PathLike) and os.path.isdir(image)
         found = find_images(image) if is_folder else []
         for path in found:
-            if path.name.endswith(HEAT_MAP_SUFFIXES):  # which an earlier run has written there
+            if path.name.endswith(HEAT_MAP_SUFFIXES):  # written by an earlier run
                 continue
-            inside = path != Path(image)  # the folder itself is there where it cannot be listed
+            inside = path != Path(image)  # a folder that cannot be listed yields itself
             yield path, path.relative_to(image).with_suffix("") if inside else Path(path.name)
         if not found:
             name = name_of(image)
@@ -32,7 +32,7 @@ def named_pictures(images: Iterable[Any]) -> Iterator[tuple[Any, Path]]:
 
 
 class Content(io.BytesIO):
-    """What an open file holds, under its name, to be read more than once."""
+    """An open file's content and name. It can be read more than once."""
 
     def __init__(self, file: Any):
         super().__init__(read_stream(file))
@@ -40,19 +40,19 @@ class Content(io.BytesIO):
 
 
 def keep(image: Any) -> Any:
-    """The image, of an open file its content."""
+    """The image, or the `Content` of an open file."""
     return Content(image) if hasattr(image, "read") and not isinstance(image, io.BytesIO) else image
 
 
 def again(image: Any) -> Any:
-    """The image, of an open file's content from the beginning."""
+    """The image, with a `Content` set back to its beginning."""
     if isinstance(image, io.BytesIO):
         image.seek(0)
     return image
 
 
 def naming(error: ValueError | OSError, image: Any) -> ValueError | OSError:
-    """The error with the picture's name, where the message lacks it."""
+    """The error with the picture's name added if the message lacks it."""
     if isinstance(error, IsADirectoryError):
         return ValueError(f"no images in the folder {os.fspath(image)}")
     name = name_of(image)

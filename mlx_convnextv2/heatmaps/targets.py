@@ -1,4 +1,4 @@
-"""Which label's score a heat map explains, and less what."""
+"""Which label a heat map explains, and what its logit is compared with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Target:
-    """The labels that are explained, an index for each image, and what their logits are compared with.
+    """The explained labels, an index for each image, and what their logits are compared with.
 
     against: an index for each image, "mean", or None.
     """
@@ -30,7 +30,7 @@ class Target:
     def score(self, logits: mx.array) -> mx.array:
         """The labels' logits less what they are compared with: (N, ..., num_labels) -> (N, ...)."""
         chosen = _of_each(logits, self.labels)
-        if self.against is None or logits.shape[-1] == 1:  # one value is no mean to be compared with
+        if self.against is None or logits.shape[-1] == 1:  # a single logit equals the mean
             return chosen
         if isinstance(self.against, str):
             return chosen - logits.mean(axis=-1)
@@ -38,7 +38,7 @@ class Target:
 
 
 def resolve_targets(config: ConvNextV2Config, logits: mx.array, label: Labels, against: Labels) -> Target:
-    """The target that `explain`'s arguments mean, for logits (N, num_labels); a ValueError where they mean none."""
+    """The target for `explain`'s arguments and logits (N, num_labels). Raises a ValueError if they are invalid."""
     count = len(logits)
     names = class_labels(config)
     others = against if against is None or against == MEAN else _for_each(against, count, names)
@@ -56,11 +56,11 @@ def find_label(names: Sequence[str], wanted: int | str) -> int:
 
     Args:
         names: all labels, in the order of the logits.
-        wanted: an index; or a label, or one of the synonyms that commas separate in it, in any case; or, where no
-            label has that name, an index in digits.
+        wanted: an index; or a label or one of its comma-separated synonyms, in any case; or, if no label has that
+            name, an index in digits.
 
     Raises:
-        ValueError: there is none, or there are several.
+        ValueError: no label matches, or several do.
     """
     if isinstance(wanted, str):
         found = _named(names, wanted)
@@ -82,7 +82,7 @@ def find_label(names: Sequence[str], wanted: int | str) -> int:
 
 
 def _named(names: Sequence[str], wanted: str) -> list[int]:
-    """The labels of this whole name, or if there are none those with this synonym."""
+    """The labels with this whole name, or else those with this synonym."""
     wanted = wanted.strip().lower()
     whole = [index for index, name in enumerate(names) if name.strip().lower() == wanted]
     return whole or [index for index, name in enumerate(names) if wanted in _words(name)]
@@ -102,7 +102,7 @@ def _for_each(wanted: int | str | Sequence[int | str], count: int, names: Sequen
 
 
 def _first(logits: mx.array, others: list[int] | str | None) -> list[int]:
-    """Each image's first label, but for the one that it is compared with."""
+    """Each image's best label other than the one that it is compared with."""
     scores = np.array(logits)
     if isinstance(others, list):
         scores[np.arange(len(others)), others] = -np.inf
