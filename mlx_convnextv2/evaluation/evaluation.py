@@ -1,4 +1,4 @@
-"""An evaluation: what was found, as tables and files."""
+"""An evaluation's results, as tables and files."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .findings import Findings
 
 @dataclass
 class Evaluation(Findings):
-    """What one evaluation found. As a string it is its tables."""
+    """The results of one evaluation. `str` gives its tables."""
 
     def __str__(self) -> str:
         return tables.table(self)
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, without the answers to single images but the most confident mistakes."""
+        """All figures. Of the answers to single images, it has only the most confident mistakes."""
         return records.to_json(self)
 
     def write(
@@ -29,13 +29,13 @@ class Evaluation(Findings):
         plot: str | os.PathLike[str] | None = None,
         report: str | os.PathLike[str] | None = None,
     ) -> None:
-        """Write files, each whole or not at all. docs/evaluating.md has what they hold.
+        """Write files, each whole or not at all. docs/evaluating.md describes their contents.
 
         Args:
             json: all figures, as `to_json` has them.
-            csv: one line for each image, those with an error too.
+            csv: one line for each image, including those with an error.
             plot: calibration, accuracy by class and the confusion matrix, as a .png, .svg or .pdf. Needs matplotlib.
-            report: one HTML page with everything, and the most confident mistakes as pictures. It needs no other file.
+            report: one self-contained HTML page with all results, and pictures of the most confident mistakes.
 
         Raises:
             OSError: a file cannot be written.

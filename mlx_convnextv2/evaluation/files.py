@@ -16,14 +16,14 @@ _Name = str | os.PathLike[str] | None
 
 
 def check_outputs(*, json: _Name = None, csv: _Name = None, plot: _Name = None, report: _Name = None) -> None:
-    """Raise what `Evaluation.write` would raise, rather than after minutes of measuring.
+    """Raise the errors of `Evaluation.write` before minutes of measuring.
 
     Raises:
         OSError: a file cannot be written.
-        ValueError: two of them are one file; the plot needs matplotlib, or is of a kind that is not drawn.
+        ValueError: two names are the same file; matplotlib is missing; or a plot of this kind cannot be drawn.
     """
     named = [Path(file).expanduser() for file in (json, csv, plot, report) if file is not None]
-    own = [file.resolve() for file in named if file.is_file() or not file.exists()]  # rather than /dev/stdout
+    own = [file.resolve() for file in named if file.is_file() or not file.exists()]  # not /dev/stdout
     if len(set(own)) < len(own):
         raise ValueError("two of the files to write are one: give each its own name")
     if plot is not None:

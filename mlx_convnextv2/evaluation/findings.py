@@ -1,4 +1,4 @@
-"""What was found: the answer to each image, and what follows from them."""
+"""The results: the answer to each image, and the figures computed from the answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from . import metrics
 from .metrics import Calibration, ClassMetrics
 
-TOP = 5  # answers that are kept of each image
+TOP = 5  # answers kept for each image
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be read or answered, and why. It counts in no figure."""
+    """An image that could not be read or answered, and why. No figure counts it."""
 
     image: Path
     error: str
@@ -33,13 +33,13 @@ class Confusion:
 
 @dataclass
 class Findings:
-    """The answers of a model to N labelled images, and what they are worth.
+    """The answers of a model to N labelled images, and their figures.
 
     Args:
-        model: its name.
-        data: where the images are from.
+        model: the model's name.
+        data: where the images come from.
         labels: the names of the K classes, in the order of the logits.
-        images: the files that were answered, N of them.
+        images: the N files that were answered.
         targets: the right class of each, (N,) int64.
         answers: the best classes of each, the best first, (N, min(K, 5)) int64.
         scores: their probabilities, (N, min(K, 5)) float32.
@@ -47,8 +47,8 @@ class Findings:
         ranks: how many classes came before the right one, (N,) int64.
         losses: the cross-entropy of each image in nats, (N,) float32.
         failures: images that could not be answered.
-        seconds: what it took, reading the images included.
-        folder: of the model, where it has one.
+        seconds: the time taken, including reading the images.
+        folder: the model's folder, if it has one.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Findings:
 
     @property
     def top5(self) -> float:
-        """The share of images whose right class is among the five best; 1 where there are no more classes."""
+        """The share of images whose right class is among the five best. It is 1 for five classes or fewer."""
         return metrics.share(self.ranks < 5)
 
     @property
@@ -94,7 +94,7 @@ class Findings:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """Where top-1 on all such images lies, with 95 % confidence, as far as chance in their choice goes."""
+        """The 95 % confidence interval of top-1, if the images are a random sample."""
         return metrics.interval(int(self.correct.sum()), len(self))
 
     @cached_property
@@ -107,21 +107,21 @@ class Findings:
 
     @property
     def confusion_matrix(self) -> np.ndarray:
-        """(K, K): the row is the right class, the column what was answered."""
+        """(K, K): the row is the right class, the column the answer."""
         return metrics.confusion_matrix(self.targets, self.predictions, len(self.labels))
 
     def mistake_shares(self, most: int) -> tuple[np.ndarray, int]:
-        """As `metrics.mistake_shares`: the mistakes for the eye, in a matrix of at most `most` rows."""
+        """The mistakes as a matrix of at most `most` rows, to draw. See `metrics.mistake_shares`."""
         return metrics.mistake_shares(self.targets, self.predictions, len(self.labels), most)
 
     @cached_property
     def confusions(self) -> list[Confusion]:
-        """What the confusion matrix holds beside zeros, the diagonal included, row by row."""
+        """The confusion matrix's entries that are not zero, including the diagonal, row by row."""
         pairs, counts = np.unique(np.stack([self.targets, self.predictions]), axis=1, return_counts=True)
         return [Confusion(*map(int, row)) for row in zip(*pairs, counts, strict=True)]
 
     def most_confused(self, most: int | None = None) -> list[Confusion]:
-        """The pairs of different classes that were mixed up, the most frequent first."""
+        """The pairs of different classes that were confused, the most frequent first."""
         mixed = [confusion for confusion in self.confusions if confusion.label != confusion.prediction]
         return sorted(mixed, key=lambda confusion: -confusion.images)[:most]
 

@@ -14,7 +14,7 @@ from ..messages import short, some
 from ..model.labels import imagenet_1k, imagenet_1k_synsets
 
 _LISTED = 20  # names in an error
-_SAME = 0.9  # of 1000 labels that ImageNet's have to be like for its numbers to count
+_SAME = 0.9  # share of ImageNet's 1000 labels that must match before its numbers are used
 
 
 def match_folders(
@@ -22,19 +22,19 @@ def match_folders(
 ) -> list[int]:
     """The class of each folder: an index into the labels.
 
-    A folder is a class's where its name is the label; failing that, where it differs only in the case of letters, or
-    in spaces, underscores and hyphens; failing that, where it is one of a label's names, as in "tabby, tabby cat". A
-    number such as n01440764 stands for a class of ImageNet's.
+    A folder belongs to the class whose label is the folder's name. Failing that, case, spaces, underscores and hyphens
+    are ignored. Failing that, the folder may have one of the names in a label such as "tabby, tabby cat". A number such
+    as n01440764 stands for a class of ImageNet.
 
     Args:
         folders: the names of the folders.
-        labels: of the model, in the order of its classes.
-        names: a file that names the classes in their order, as `read_labels` reads it, whose names then count before
-            the labels; or a .json file {folder: label}.
+        labels: the model's labels, in the order of its classes.
+        names: a file that names the classes in their order, as `read_labels` reads it. Its names are tried before the
+            labels. Or a .json file {folder: label}.
 
     Raises:
-        ValueError: folders that are no class, listed; a name that two classes have; two folders for one class; a file
-            of names that does not fit.
+        ValueError: some folders match no class (the message lists them), a name belongs to two classes, two folders
+            belong to one class, or the file of names does not fit the model.
     """
     lookups = _lookups(labels)
     own: dict[str, int] = {}
@@ -58,7 +58,7 @@ def match_folders(
 
 @dataclass
 class _Lookup:
-    """Names to the classes that have them, compared by what `key` makes of them."""
+    """From names to the classes that have them. Names are compared after `key` is applied."""
 
     key: Callable[[str], str]
     classes: dict[str, set[int]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class _Lookup:
 
 
 def _lookups(labels: Sequence[str]) -> list[_Lookup]:
-    """The first that knows a folder decides."""
+    """The tables, in order. The first that knows a folder decides its class."""
     exact, alike, synonyms = _Lookup(composed), _Lookup(_plain), _Lookup(_plain)
     for index, label in enumerate(labels):
         exact.add([label], index)
@@ -82,7 +82,7 @@ def _lookups(labels: Sequence[str]) -> list[_Lookup]:
 
 
 def _synsets(labels: Sequence[str], synonyms: _Lookup) -> _Lookup:
-    """ImageNet's numbers: by the class's place where the labels are ImageNet's, else by the names of the number."""
+    """ImageNet's numbers: by the class's place if the labels are ImageNet's, otherwise by the number's names."""
     if len(labels) == len(imagenet_1k()):
         like = sum(
             not {*map(_plain, own.split(","))}.isdisjoint(map(_plain, names.split(",")))
@@ -100,7 +100,7 @@ def _synsets(labels: Sequence[str], synonyms: _Lookup) -> _Lookup:
 def _with_names(
     file: str | os.PathLike[str], labels: Sequence[str], lookups: list[_Lookup]
 ) -> tuple[list[_Lookup], dict[str, int]]:
-    """The tables with a file's names before them, or the classes of the folders that the file lists."""
+    """The tables with a file's names put first, or the classes of the folders that the file lists."""
     path = Path(file).expanduser()
     values = read_json(path) if path.suffix.lower() == ".json" and path.is_file() else None
     if isinstance(values, Mapping) and values and "id2label" not in values and not _is_numbered(values):
@@ -116,7 +116,7 @@ def _with_names(
 
 
 def _is_numbered(values: Mapping[str, object]) -> bool:
-    """Whether this is {index: label}, which names classes, rather than {folder: label}."""
+    """Whether this is {index: label}, which names classes, and not {folder: label}."""
     return all(key.isdecimal() for key in values) and all(isinstance(value, str) for value in values.values())
 
 
@@ -146,7 +146,7 @@ def _find(folder: str, lookups: Iterable[_Lookup]) -> int | None:
 
 
 def _plain(name: str) -> str:
-    """A name without what people and programs write differently: case, and how words are joined."""
+    """A name without the differences in case and in how words are joined."""
     return re.sub(r"[\s_-]+", " ", composed(name)).strip().casefold()
 
 

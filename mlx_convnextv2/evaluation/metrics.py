@@ -1,6 +1,6 @@
-"""What a classifier's scores are worth: accuracies, errors by class, and whether its confidence can be believed.
+"""Metrics of a classifier's scores: accuracies, errors by class, and calibration.
 
-N is the number of images, K that of classes; everything is numpy's.
+N is the number of images and K the number of classes. All arrays are numpy's.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How many classes come before the right one: (N, K) and (N,) -> (N,), 0 where the answer is right.
 
-    Of equal scores the class with the lower index comes first, as in what `classify` prints.
+    Among equal scores, the class with the lower index comes first, as in `classify`.
 
     Args:
         scores: logits or probabilities.
         labels: the right class of each image, from 0 to K - 1.
 
     Raises:
-        ValueError: shapes or labels that do not fit, or scores that are no numbers.
+        ValueError: shapes or labels do not fit, or a score is NaN.
     """
     scores, labels = _checked(scores, labels)
     own = np.take_along_axis(scores, labels[:, None], axis=1)  # (N, 1)
@@ -29,15 +29,15 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """The logarithms of the probabilities, without the rounding to 0 of a small one; over the last axis."""
+    """The logarithms of the probabilities, over the last axis. Small probabilities are not rounded to 0."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
 def best_classes(scores: np.ndarray, k: int) -> np.ndarray:
-    """The k classes with the highest scores, the highest first, of equal ones the lower index: (K,) -> (k,).
+    """The k classes with the highest scores, highest first, lower index first among equals: (K,) -> (k,).
 
-    It does not sort them all, which takes longer than the rest of what is done with an image's scores.
+    It does not sort all scores, which would take longer than everything else done with them.
     """
     least = np.partition(scores, -k)[-k]
     candidates = np.flatnonzero(scores >= least)
@@ -50,19 +50,19 @@ def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
 
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """(N,) and (N,) -> (K, K) int64: the row is the right class, the column what was answered."""
+    """(N,) and (N,) -> (K, K) int64: the row is the right class, the column the answer."""
     pairs = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def mistake_shares(labels: np.ndarray, predictions: np.ndarray, num_classes: int, most: int) -> tuple[np.ndarray, int]:
-    """The confusion matrix for the eye: mistakes alone, as shares of each row's images, neighbours joined where many.
+    """The confusion matrix to draw: only mistakes, as shares of each row's images. Many classes are merged.
 
     Args:
-        most: rows.
+        most: the largest number of rows.
 
     Returns:
-        (S, S) with S of at most `most`, rows without images all 0, and how many classes a row stands for.
+        (S, S) with S at most `most`, where rows without images are 0, and how many classes a row stands for.
     """
     labels, predictions = np.asarray(labels, np.int64), np.asarray(predictions, np.int64)
     group = max(1, -(-num_classes // most))
@@ -75,7 +75,7 @@ def mistake_shares(labels: np.ndarray, predictions: np.ndarray, num_classes: int
 
 @dataclass(frozen=True)
 class ClassMetrics:
-    """For each class, (K,): how many images it has, how many answers name it, how many of these are right."""
+    """For each class, (K,): the number of its images, of answers that name it, and of those that are right."""
 
     support: np.ndarray
     predicted: np.ndarray
@@ -90,12 +90,12 @@ class ClassMetrics:
 
     @property
     def precision(self) -> np.ndarray:
-        """Of the answers that name the class, the share that is right. 0 where there are none, as scikit-learn says."""
+        """The share of the answers naming the class that are right. 0 without such answers, as in scikit-learn."""
         return _ratio(self.correct, self.predicted)
 
     @property
     def recall(self) -> np.ndarray:
-        """Of the class's images, the share that is recognised. 0 where there are none."""
+        """The share of the class's images that are recognised. 0 without images."""
         return _ratio(self.correct, self.support)
 
     @property
@@ -104,7 +104,7 @@ class ClassMetrics:
         return _ratio(2 * self.correct, self.support + self.predicted)
 
     def macro(self) -> tuple[float, float, float]:
-        """Precision, recall and F1, each the plain mean over the classes that have images. NaN without images."""
+        """Precision, recall and F1, each an unweighted mean over the classes that have images. NaN without images."""
         present = self.support > 0
         precision, recall, f1 = (share(values[present]) for values in (self.precision, self.recall, self.f1))
         return precision, recall, f1
@@ -112,9 +112,9 @@ class ClassMetrics:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Answers sorted by confidence into bins of one width, (bins,): how many, how confident, how often right.
+    """Answers in equal bins of confidence, (bins,): their number, mean confidence and accuracy.
 
-    A bin without answers has NaN for its confidence and accuracy.
+    An empty bin has NaN for its confidence and accuracy.
     """
 
     counts: np.ndarray
@@ -128,7 +128,7 @@ class Calibration:
 
     @property
     def expected_error(self) -> float:
-        """The expected calibration error: |accuracy - confidence|, the mean over all answers. NaN without answers.
+        """The expected calibration error: the mean of |accuracy - confidence| over all answers. NaN without answers.
 
         Guo et al. 2017, arXiv:1706.04599, equation 3.
         """
@@ -140,12 +140,12 @@ class Calibration:
 
 
 def calibration(confidences: np.ndarray, correct: np.ndarray, bins: int = 15) -> Calibration:
-    """Compare what answers claim with what they keep.
+    """Compare the confidence of answers with their accuracy.
 
     Args:
         confidences: the probability of each answer, (N,), from 0 to 1.
-        correct: whether it is right, (N,).
-        bins: of equal width, open below and closed above.
+        correct: whether each answer is right, (N,).
+        bins: the number of bins, which have equal width and are open below and closed above.
     """
     confidences, correct = np.asarray(confidences, np.float64), np.asarray(correct, bool)
     edges = np.linspace(0, 1, bins + 1)
@@ -157,7 +157,7 @@ def calibration(confidences: np.ndarray, correct: np.ndarray, bins: int = 15) ->
 
 
 def interval(right: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's interval for a share, of 95 % unless `z` says otherwise: what `right` of `total` tells of all images.
+    """Wilson's confidence interval for the share `right` / `total`, 95 % unless `z` says otherwise.
 
     Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """
@@ -170,7 +170,7 @@ def interval(right: int, total: int, z: float = 1.959963984540054) -> tuple[floa
 
 
 def share(values: np.ndarray) -> float:
-    """The mean, or NaN without values and without numpy's warning."""
+    """The mean. Without values it is NaN, without numpy's warning."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 

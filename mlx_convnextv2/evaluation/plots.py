@@ -1,4 +1,4 @@
-"""What was found as a picture: calibration, the classes, and which are confused."""
+"""The results as a picture: calibration, accuracy by class, and which classes are confused."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from .findings import Findings
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's, for all eyes
+_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"  # Okabe and Ito's colour-blind palette
 _NAMED = 30  # classes whose names fit beside the matrix
 _COUNTED = 15  # classes whose counts fit into it
 _ROWS = 125  # of the matrix, where there are more classes
 _NAME = 20  # characters of a label
-# For letters that matplotlib's own font lacks: of macOS, Windows and Linux.
+# Fonts of macOS, Windows and Linux with letters that matplotlib's own font lacks.
 _MORE_FONTS = (
     *("Arial Unicode MS", "Hiragino Sans", "PingFang SC", "Apple SD Gothic Neo", "Microsoft YaHei", "Malgun Gothic"),
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei"),
@@ -29,7 +29,7 @@ _MORE_FONTS = (
 
 
 def check(file: Path) -> None:
-    """Raise a ValueError where matplotlib is missing or `file` is of no kind that is drawn."""
+    """Raise a ValueError if matplotlib is missing, or if a `file` of this kind cannot be drawn."""
     if file.suffix.lower() not in SUFFIXES:
         raise ValueError(f"the plot's file must end in {', '.join(SUFFIXES)}, not {file.name!r}")
     if importlib.util.find_spec("matplotlib") is None:
@@ -37,9 +37,9 @@ def check(file: Path) -> None:
 
 
 def drawn(findings: Findings, kind: str) -> bytes:
-    """Three panels as the bytes of a file of this kind: "png", "svg" or "pdf"."""
+    """Three panels as the bytes of a file. `kind` is "png", "svg" or "pdf"."""
     import matplotlib
-    from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
+    from matplotlib.figure import Figure  # pyplot would change the program's backend
     from matplotlib.font_manager import get_font_names
 
     installed = set(get_font_names())
@@ -52,7 +52,7 @@ def drawn(findings: Findings, kind: str) -> bytes:
         "text.parse_math": False,  # a label may have dollars in it
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it becomes a box; the page has it
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # it becomes a box; the page shows it
         side = 6.0 + 0.12 * min(len(findings.labels), _NAMED)
         figure: Any = Figure(figsize=(4.4 + side, side), layout="constrained")
         left, right = figure.subfigures(1, 2, width_ratios=[4.4, side])
@@ -68,7 +68,7 @@ def drawn(findings: Findings, kind: str) -> bytes:
 
 
 def _calibration(axis: Any, findings: Findings) -> None:
-    """How often answers of a confidence are right, and how many there are."""
+    """Accuracy and number of the answers at each confidence."""
     found = findings.calibration
     filled = found.counts > 0
     width = 1 / len(found.counts)
@@ -81,7 +81,7 @@ def _calibration(axis: Any, findings: Findings) -> None:
 
 
 def _classes(axis: Any, findings: Findings) -> None:
-    """F1 of the classes from the lowest to the highest."""
+    """The classes' F1, lowest first."""
     found = findings.classes
     present = np.flatnonzero(found.support)
     order = present[np.argsort(found.f1[present], kind="stable")]
@@ -94,7 +94,10 @@ def _classes(axis: Any, findings: Findings) -> None:
 
 
 def _confusion(figure: Any, findings: Findings) -> None:
-    """Each row is a class, shaded by the share of its images that each answer has; of many classes, mistakes alone."""
+    """The confusion matrix. A row is a class, shaded by the share of its images with each answer.
+
+    With many classes it shows only mistakes.
+    """
     axis = figure.subplots()
     count = len(findings.labels)
     axis.set(title="Confusion matrix", xlabel="answer", ylabel="right class")

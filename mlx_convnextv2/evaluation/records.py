@@ -1,4 +1,4 @@
-"""What was found as files for programs: JSON with the figures, CSV with a line for each image."""
+"""The results as files for programs: JSON with the figures, CSV with a line for each image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLUMNS = ("image", "label", "prediction", "correct", "score", "label_score", "r
 
 
 def to_json(findings: Findings) -> dict[str, Any]:
-    """The figures under the names that docs/evaluating.md explains. What is no number is None."""
+    """The figures, under the names that docs/evaluating.md explains. NaN becomes None."""
     precision, recall, f1 = findings.classes.macro()
     return {
         "mlx_convnextv2": __version__,
@@ -43,7 +43,7 @@ def as_json(findings: Findings) -> bytes:
 
 
 def as_csv(findings: Findings) -> bytes:
-    """A header and a line for each image; the ones that failed come last. Ranks begin at 1."""
+    """A header and a line for each image, failures last. Ranks begin at 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)

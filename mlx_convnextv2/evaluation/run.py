@@ -20,7 +20,7 @@ from .matching import match_folders
 from .metrics import best_classes, label_ranks, log_softmax
 from .splits import find_images
 
-# Called after each image with how many are done, how many there are, and how many answers are right.
+# Called after each image with the number of images done, of all images, and of right answers.
 Watch = Callable[[int, int, int], None]
 
 
@@ -38,15 +38,16 @@ def evaluate(
 ) -> Evaluation:
     """Measure how good a classifier is on images whose classes are known.
 
-    Images are read and prepared in threads while others are classified. One that cannot be read is a failure of the
-    result and counts in no figure.
+    Images are read and prepared in threads while others are classified. An image that cannot be read is listed among
+    the failures, and no figure counts it.
 
     Args:
-        model: a Hub id or a folder, or an ImageClassifier, which has its own batch size and dtype.
-        data: a folder with a folder for each class, perhaps with train/, val/ and test/ above them; or what
-            `read_class_folders` returns. `match_folders` says which folder is which class.
-        split: "train", "val", "test" or "all". None takes test/ if there is one, else val/, else the images that the
-            model was not trained with, if its folder says that it was trained on `data`; else all.
+        model: a Hub id, a folder, or an ImageClassifier, which has its own batch size and dtype.
+        data: a folder with a folder for each class, perhaps with train/, val/ and test/ above them; or the result of
+            `read_class_folders`. `match_folders` says which folder is which class.
+        split: "train", "val", "test" or "all". None takes test/ if it exists, otherwise val/. If neither exists, it
+            takes the images that training set aside if the model's folder says that it was trained on `data`, and all
+            images otherwise.
         labels: a file that says which folder is which class, as `match_folders` reads it.
         dtype, revision: as for `load`.
         batch_size: images that go through the model at once.
@@ -55,7 +56,7 @@ def evaluate(
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder, split or checkpoint.
-        OSError, ValueError: as `load`, `read_class_folders` and `match_folders`; no image could be read.
+        OSError, ValueError: as `load`, `read_class_folders` and `match_folders`; also if no image could be read.
     """
     given = model if isinstance(model, ImageClassifier) else None
     if given is not None and (dtype, revision, max_pixels) != (None, None, None):
@@ -77,7 +78,7 @@ def evaluate(
 def _gather(
     classifier: ImageClassifier, files: Sequence[Path], targets: np.ndarray, watch: Watch | None, **about: Any
 ) -> Evaluation:
-    """The answers to the files, of which `targets` has the classes; `about` are further fields of the result."""
+    """The answers to the files. `targets` holds the files' classes, `about` further fields of the result."""
     start = time.perf_counter()
     top = min(TOP, len(classifier.labels))
     answers, scores = np.zeros((len(files), top), np.int64), np.zeros((len(files), top), np.float32)

@@ -1,4 +1,4 @@
-"""Which of the images below a folder a model is measured on: never, unless asked, those it was trained with."""
+"""Choose the images to measure a model on: those it was trained with only if asked."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..images.class_folders import ClassFolders, find_split_folders, find_splits
 from ..messages import short
 
 SPLITS = ("test", "val", "train", "all")
-ARGS_FILE = "args.yaml"  # what `train` was told, in the folder that it writes
+ARGS_FILE = "args.yaml"  # the options of `train`, in the folder that it writes
 
 
 def find_images(data: Path, split: str | None, model_folder: Path | None) -> tuple[ClassFolders, str]:
-    """The images to measure on, and words for where they are from.
+    """The images to measure on, and a description of where they come from.
 
     Args:
         data: a folder with a folder for each class, perhaps with train/, val/ and test/ above them.
-        split: "test", "val", "train" or "all" for which of them. None takes the first of test/ and val/ that is there;
-            without them the images that training set aside, if `model_folder` says that it used this very folder; else
-            all. Where "val" and "train" are no folders, they are what training made of `data`.
-        model_folder: where a trained model lies.
+        split: "test", "val", "train" or "all". None takes test/ if it exists, otherwise val/. If neither exists, it
+            takes the images that training set aside if `model_folder` says that training used this very folder, and
+            all images otherwise. If there are no folders val/ and train/, "val" and "train" are training's split.
+        model_folder: the folder of a trained model.
 
     Raises:
-        FileNotFoundError, NotADirectoryError, ValueError: as `read_class_folders`; also a split that is not there.
+        FileNotFoundError, NotADirectoryError, ValueError: as `read_class_folders`; also if the split does not exist.
     """
     if split not in (None, *SPLITS):
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {short(split)}")
@@ -59,11 +59,11 @@ def find_images(data: Path, split: str | None, model_folder: Path | None) -> tup
 
 
 def _split_in_training(model_folder: Path, data: Path | None) -> tuple[float, int] | None:
-    """The share that training set aside, and its seed, or None if the model does not say so.
+    """The share that training set aside and its seed, or None if the model does not state them.
 
     Args:
-        data: must be the folder that training used, unless it is None. One that is gone may have moved here: its name
-            counts then, because a split is the same wherever the folder lies.
+        data: the folder that training used, or None for any. If that folder is gone it may have been moved, so then
+            only its name must match. A split does not depend on where the folder lies.
     """
     values = _read_args(model_folder / ARGS_FILE)
     name, share, seed = (values.get(key) for key in ("data", "val_split", "seed"))
@@ -81,7 +81,7 @@ def _split_in_training(model_folder: Path, data: Path | None) -> tuple[float, in
 
 
 def _read_args(file: Path) -> dict[str, Any]:
-    """The options of a YAML file; none where it is no such file."""
+    """The options of a YAML file; empty if it is not such a file."""
     try:
         return read_yaml(file)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""What was found as text: the figures, the classes, and the mistakes that are worth a look."""
+"""The results as text: the figures, the classes, and the mistakes worth a look."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..messages import cut, printable
 from .findings import Findings
 
-_MOST_CLASSES = 30  # lines; of more classes those with the lowest F1
+_MOST_CLASSES = 30  # lines; if there are more classes, those with the lowest F1
 _MOST_PAIRS = 5
 _MOST_MISTAKES = 5
 _MATRIX = 12  # classes whose confusion matrix fits a terminal
@@ -49,7 +49,7 @@ def _figures(findings: Findings) -> str:
 
 
 def confidence_words(findings: Findings) -> str:
-    """Whether the model claims more or less than it keeps, in words."""
+    """Whether the model is overconfident or underconfident, in words."""
     claimed = float(np.mean(findings.scores[:, 0]))
     return f"mean confidence {percent(claimed)} where {percent(findings.top1)} are right"
 
@@ -74,7 +74,7 @@ def _classes(findings: Findings) -> str:
 
 
 def _matrix(findings: Findings) -> str:
-    """The confusion matrix, where it fits; its columns are numbered as its rows."""
+    """The confusion matrix, if it fits. Columns are numbered like rows."""
     if not 1 < len(findings.labels) <= _MATRIX:
         return ""
     matrix = findings.confusion_matrix
@@ -105,5 +105,5 @@ def _mistakes(findings: Findings) -> str:
 
 
 def name(findings: Findings, index: int) -> str:
-    """A class's label, on one line and no longer than a column."""
+    """A class's label on one line, cut to the column's width."""
     return cut(printable(findings.labels[index]), _NAME)

@@ -5,7 +5,7 @@
     trained = train("photos", "facebook/convnextv2-atto-1k-224", "my-model", full=True)
     print(trained.best)
 
-`train` takes the options of the command as keywords; `Options` lists them. docs/training.md leads from a folder of
+`train` takes the options of the command as keywords. `Options` lists them. docs/training.md leads from a folder of
 photos to an app.
 """
 

@@ -1,4 +1,4 @@
-"""Training images: a random crop, a mirror image, operations on its pixels, a rectangle erased. Pillow and numpy."""
+"""Augmentation in Pillow and numpy: a random crop, a mirror image, operations on pixels, an erased rectangle."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _RANDAUGMENT_MAGNITUDE, _RANDAUGMENT_SPREAD = 0.9, 0.05  # the authors' m9 and m
 
 
 class Augmentation:
-    """From a file to the pixel values (H, W, C) float32 that the model trains on, by the numbers of a generator.
+    """From a file and a random generator to the pixel values (H, W, C) float32 that the model trains on.
 
-    Needs no MLX, so that threads may share it. One generator gives one result.
+    It does not use MLX, so threads may share it. Equal generators give equal results.
 
     Args:
-        processor: gives the size, the filter, and how pixels become values.
+        processor: gives the size, the filter, and the scaling of pixel values.
         options: `augment`, `crop_scale`, `flip` and `erase`.
     """
 
@@ -41,7 +41,7 @@ class Augmentation:
         self._fill = (min(max(grey, 0), 255),) * 3
 
     def __call__(self, file: Path, random: np.random.Generator) -> np.ndarray:
-        """Raises what `open_image` raises where the file cannot be read."""
+        """Raises the errors of `open_image` if the file cannot be read."""
         picture = self.picture(open_image(file, "RGB", self._max_pixels), random)
         pixels = self._values.preprocess(picture)
         if random.random() < self._options.erase:
@@ -49,7 +49,7 @@ class Augmentation:
         return pixels
 
     def picture(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        """The image as it is before its pixels become values, size x size."""
+        """The augmented image, size x size, before its pixels become values."""
         box = random_box(image.size, self._options.crop_scale, random)
         image = image.crop(box).resize((self._side, self._side), self._resample)
         if random.random() < self._options.flip:
@@ -61,7 +61,8 @@ class Augmentation:
         return image
 
     def _rand_augment(self, image: Image.Image, random: np.random.Generator) -> Image.Image:
-        """Cubuk et al. 2019, arXiv:1909.13719, with the authors' m9-mstd0.5-inc1, each of two with a chance of half."""
+        """Cubuk et al. 2019, arXiv:1909.13719, with the authors' m9-mstd0.5-inc1: two operations, each applied with
+        probability 1/2."""
         for _ in range(_RANDAUGMENT_COUNT):
             name = OPERATIONS[random.integers(len(OPERATIONS))]
             magnitude = random.normal(_RANDAUGMENT_MAGNITUDE, _RANDAUGMENT_SPREAD)
@@ -84,7 +85,7 @@ class Augmentation:
 def random_box(size: tuple[int, int], smallest: float, random: np.random.Generator) -> Box:
     """A crop of `smallest` to all of the area and 3:4 to 4:3 in shape (section 3 of arXiv:1409.4842).
 
-    Where ten tries do not fit into the image, the middle of it, as near to these shapes as it can be.
+    If ten tries do not fit into the image, it is the middle of the image, as close to these shapes as possible.
     """
     width, height = size
     for _ in range(_TRIES):
@@ -101,7 +102,7 @@ def random_box(size: tuple[int, int], smallest: float, random: np.random.Generat
 
 
 def erase(pixels: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """Pixel values (H, W, C) with noise of a normal distribution in a rectangle (arXiv:1708.04896)."""
+    """Pixel values (H, W, C) with normally distributed noise in a rectangle (arXiv:1708.04896)."""
     height, width, channels = pixels.shape
     for _ in range(_TRIES):
         area = height * width * random.uniform(*_ERASED_AREA)

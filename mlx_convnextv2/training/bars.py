@@ -10,14 +10,14 @@ from .progress import Progress, Row
 
 
 class Bars(Progress):
-    """tqdm's bars on standard error, where that is a terminal; rows go to `tell`."""
+    """tqdm's bars on standard error if it is a terminal. Rows go to `tell`."""
 
     def __init__(self, tell: Callable[[object], None] = print):
         self._tell = tell
         self._bar: Any = None
 
     def begin(self, name: str, total: int) -> None:
-        from tqdm import tqdm  # with huggingface_hub
+        from tqdm import tqdm  # huggingface_hub brings it
 
         self.close()
         self._bar = tqdm(

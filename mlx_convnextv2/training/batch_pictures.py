@@ -1,4 +1,4 @@
-"""A picture of what the model will see: the first batch, cropped, augmented and mixed."""
+"""A picture of the model's input: the first batch, cropped, augmented and mixed."""
 
 from __future__ import annotations
 
@@ -40,15 +40,14 @@ def show_batch(
 ) -> Path:
     """Write the first batch of a run as one picture, each image above its class, and return the picture's path.
 
-    With `full` the images are augmented and mixed as in training; to train the head they are seen as `classify` sees
-    them.
+    With `full`, the images are augmented and mixed as in training. Without it, they are prepared as in `classify`.
 
     Args:
         data, model, options: as for `train`.
         file: a .png or .jpg.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `train`; also a `file` of another kind.
+        FileNotFoundError, OSError, ValueError: as `train`. A `file` of another kind is also a ValueError.
     """
     chosen, path = Options.of(options), Path(file)
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -85,7 +84,7 @@ def _plain(images: ClassFolders, processor: ConvNextImageProcessor, options: Opt
 def _augmented(
     images: ClassFolders, processor: ConvNextImageProcessor, options: Options, recipe: Recipe
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the first batch of a run with all weights."""
+    """The same for the first batch of a run with all weights."""
     batches = Batches(images, Augmentation(processor, options), recipe.batch_size, options.seed)
     pixel_values, labels = next(batches.epoch(0))
     how = draw_mix(recipe.mixup, recipe.cutmix, pixel_values.shape[1:3], step_random(options.seed, 0))
@@ -95,7 +94,7 @@ def _augmented(
 
 
 def _readable(images: ClassFolders, processor: ConvNextImageProcessor, workers: int | None) -> ClassFolders:
-    """The images but those that a run leaves out, which a warning names."""
+    """The images without those that a run leaves out. A warning names them."""
 
     def error_of(file: Path) -> Exception | None:
         try:
@@ -110,7 +109,7 @@ def _readable(images: ClassFolders, processor: ConvNextImageProcessor, workers: 
 
 
 def _caption(shares: np.ndarray, classes: tuple[str, ...]) -> str:
-    """The class, or the two of a mixed image with their shares."""
+    """The class, or a mixed image's two classes with their shares."""
     best = [i for i in np.argsort(-shares, kind="stable")[:2] if shares[i] > 0.005]
     return classes[best[0]] if len(best) == 1 else " + ".join(f"{classes[i]} {shares[i]:.0%}" for i in best)
 
@@ -126,7 +125,7 @@ def _as_picture(values: np.ndarray, processor: ConvNextImageProcessor) -> Image.
 
 
 def _sheet(pictures: list[Image.Image], captions: list[str]) -> Image.Image:
-    """The pictures in rows, each above its caption, in cells wide enough for it."""
+    """The pictures in rows, each above its caption, in cells wide enough for the captions."""
     font = label_font(_CAPTION - 3)
     captions = [cut(printable(caption), _CAPTION_MOST) for caption in captions]
     widest = max(math.ceil(font.getlength(caption)) for caption in captions)

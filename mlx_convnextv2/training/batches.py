@@ -1,4 +1,4 @@
-"""The batches of an epoch: their order, read and augmented in threads ahead of the model."""
+"""The batches of an epoch, in random order. Threads read and augment them ahead of the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 from .augment import Augmentation
 
-# What a random generator is for; with the seed and a place it decides all numbers, so that a run can go on anywhere.
+# The purpose of a random generator. Purpose, seed and place decide all numbers, so a run can resume anywhere.
 _ORDER, _IMAGE, _STEP = range(3)
 Share = slice  # of a batch
 
@@ -34,10 +34,10 @@ class Batches:
     Args:
         folders: the images.
         augmentation: makes pixel values of them.
-        batch_size: images of a batch; what does not fill one is left out of the epoch.
+        batch_size: images of a batch. Images that do not fill a batch are left out of the epoch.
         seed: decides order and augmentation.
-        share: the part of each batch that is read here, where several processes share them.
-        workers: threads.
+        share: this process's part of each batch, if several processes share batches.
+        workers: the number of threads.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is wrong with the data, said before training: broken files, duplicates, classes with few images."""
+"""Check the data before training: broken files, duplicates, classes with few images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..messages import printable, sentence, some
 from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 
-FEW_IMAGES = 10  # of a class, below which its accuracy is mostly chance
+FEW_IMAGES = 10  # with fewer, a class's accuracy is mostly chance
 _CHUNK_BYTES = 2**20
 _NAMED = 5  # files that a warning names
 
@@ -32,13 +32,13 @@ def warn_of_few_images(splits: Splits) -> None:
 
 
 def warn_of_duplicates(splits: Splits, workers: int | None = None) -> int:
-    """Warn of files whose bytes stand in both train and val, or in two classes, and return how many files of val do.
+    """Warn of equal files in both train and val, or in two classes. Returns the number of such files in val.
 
-    A model has seen the former, so that accuracy on them says nothing. Files that cannot be read are left to `open`.
+    A model has seen the files of train, so accuracy on their copies says nothing. Unreadable files are left to `open`.
     """
     train, val = splits.train, splits.val
     hashes = content_hashes([*train.files, *val.files], workers)
-    seen: dict[bytes, int] = {}  # the first of train with this content
+    seen: dict[bytes, int] = {}  # the first file of train with this content
     conflicts = []
     for index, digest in enumerate(hashes[: len(train)]):
         if digest is None:
@@ -59,7 +59,7 @@ def warn_of_duplicates(splits: Splits, workers: int | None = None) -> int:
 
 
 def content_hashes(files: list[Path], workers: int | None = None) -> list[bytes | None]:
-    """SHA-256 of each file's bytes; None where it cannot be read. Only files of one size can be the same."""
+    """SHA-256 of each file's bytes; None if the file cannot be read or no other has its size."""
     sizes = [_size(file) for file in files]
     common = Counter(size for size in sizes if size is not None)
     worth = [file if size is not None and common[size] > 1 else None for file, size in zip(files, sizes, strict=True)]
@@ -68,10 +68,10 @@ def content_hashes(files: list[Path], workers: int | None = None) -> list[bytes 
 
 
 def without_broken(folders: ClassFolders, errors: dict[int, Exception], name: str) -> ClassFolders:
-    """The images but those that cannot be read, which are named in a warning.
+    """The images without those that cannot be read. A warning names them.
 
     Raises:
-        ValueError: no image is left, or none of a class that had some.
+        ValueError: no image is left at all, or in a class that had some.
     """
     if not errors:
         return folders
@@ -89,7 +89,7 @@ def without_broken(folders: ClassFolders, errors: dict[int, Exception], name: st
 
 
 def place(file: Path, data: str) -> str:
-    """The path of an image below the data's folder, which is the same wherever that is seen from."""
+    """The path of an image relative to the data's folder, which does not depend on where that folder lies."""
     return os.path.relpath(file, data)
 
 
@@ -103,7 +103,7 @@ def left_out(splits: Splits, data: str, places: Collection[str]) -> Splits:
 
 
 def fingerprint(splits: Splits) -> str:
-    """A hash of the files' names, sizes and classes, which another set of images would not have."""
+    """A hash of the files' names, sizes and classes, which identifies the set of images."""
     digest = hashlib.sha256()
     for folders in (splits.train, splits.val):
         for file, label in zip(folders.files, folders.labels, strict=True):
@@ -113,7 +113,7 @@ def fingerprint(splits: Splits) -> str:
 
 
 def images(count: int) -> str:
-    """A number of images, in words that fit one as well."""
+    """A number of images in words, singular or plural."""
     return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 

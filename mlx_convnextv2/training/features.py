@@ -1,4 +1,4 @@
-"""Frozen features: what the body without the head makes of images, computed once."""
+"""Frozen features: the body's output for each image, computed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..runtime.threads import available_cpus
 from .progress import Progress
 from .world import World
 
-BATCH_SIZE = 8  # as classify: what a CPU's caches hold
+BATCH_SIZE = 8  # as in `classify`: fits a CPU's caches
 Errors = dict[int, Exception]
 
 
@@ -30,10 +30,10 @@ def compute_features(
     progress: Progress | None = None,
     name: str = "features",
 ) -> tuple[np.ndarray, Errors]:
-    """The pooled features (N, hidden_size) float32 of images, and the errors of those that cannot be read, by index.
+    """The pooled features (N, hidden_size) float32 of images, and by index the errors of images that cannot be read.
 
-    Images are prepared as `classify` prepares them, in threads, while the model runs by `fuse`. The row of an image
-    that cannot be read is zero.
+    Threads prepare the images as in `classify` while the model runs in the form that `fuse` gives it. The row of an
+    image that cannot be read is zero.
     """
     progress = progress or Progress()
     workers = workers or available_cpus()
@@ -58,7 +58,7 @@ def compute_features(
         if not waiting:
             return
         pixel_values = [pixels for _, pixels in waiting]
-        pixel_values += [pixel_values[-1]] * (BATCH_SIZE - len(waiting))  # one shape, so that one graph is compiled
+        pixel_values += [pixel_values[-1]] * (BATCH_SIZE - len(waiting))  # one shape needs only one graph
         rows = np.array(embed(mx.array(np.stack(pixel_values))).astype(mx.float32))
         for (index, _), row in zip(waiting, rows, strict=False):
             features[index] = row
@@ -93,15 +93,15 @@ def shared_features(
     progress: Progress | None = None,
     name: str = "features",
 ) -> tuple[np.ndarray, Errors]:
-    """`compute_features`, each process computing a share of the images and all getting the whole.
+    """`compute_features` shared among processes: each computes a part of the images, and all get all features.
 
-    An error that another process met is told without its reason, which that process knows.
+    The reason for an error is known only in the process that met it.
     """
     own = slice(world.rank, None, world.size)
     rows, errors = compute_features(model, processor, files[own], workers=workers, progress=progress, name=name)
     if world.size == 1:
         return rows, errors
-    whole = np.zeros((len(files), rows.shape[1] + 1), np.float32)  # the last column: whether it could not be read
+    whole = np.zeros((len(files), rows.shape[1] + 1), np.float32)  # the last column marks images that could not be read
     whole[own, :-1] = rows
     for index in errors:
         whole[world.rank + index * world.size, -1] = 1

@@ -1,4 +1,4 @@
-"""The forward pass of training: drop-path masks come from outside, and activations may be computed twice."""
+"""The forward pass of training. It takes drop-path masks as input, and may compute activations twice."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Layer
 
 
 def draw_drop_path(blocks: int, rate: float, batch: int, random: np.random.Generator) -> np.ndarray:
-    """What each block's branch is multiplied by for each image, (blocks, N) float32: 0, or 1 / (1 - its rate).
+    """The factor of each block's branch for each image, (blocks, N) float32: 0, or 1 / (1 - the block's rate).
 
-    Rates rise linearly from 0 to `rate` over the blocks (Huang et al. 2016, arXiv:1603.09382). They are drawn outside
-    of the step: `mx.checkpoint` runs a block twice and would draw twice, and a compiled step would draw only once.
+    Rates rise linearly from 0 to `rate` over the blocks (Huang et al. 2016, arXiv:1603.09382). Factors are drawn
+    outside the step: `mx.checkpoint` runs a block twice and would draw twice, and a compiled step would draw only once.
     """
     rates = np.linspace(0, rate, blocks)[:, None]
     kept = random.random((blocks, batch)) >= rates
@@ -26,8 +26,8 @@ def forward(
     """pixel_values (N, H, W, C) -> logits (N, num_labels), as the model computes them in training mode.
 
     Args:
-        keep: (blocks, N), as `draw_drop_path` gives it; ones for no drop path.
-        checkpoint: keep only each block's input for the backward pass, and compute the block again there.
+        keep: (blocks, N) from `draw_drop_path`, or ones for no drop path.
+        checkpoint: keep only each block's input, and compute the block again in the backward pass.
     """
     body = model.convnextv2
     hidden_states = body.embeddings(pixel_values)

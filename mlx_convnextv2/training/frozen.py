@@ -1,4 +1,4 @@
-"""From images to a head: frozen features, the best penalty, and the head put into the model."""
+"""From images to a head: compute frozen features, find the best penalty, put the head into the model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .options import Options
 from .progress import Progress, Row
 from .world import World
 
-_SMALL = 0.001  # what the authors scale a new head's weights by
+_SMALL = 0.001  # the authors' scale of a new head's weights
 _DEVIATION = 0.02
 
 
@@ -28,10 +28,10 @@ def fit_on_frozen_features(
     world: World,
     label_smoothing: float = 0.0,
 ) -> tuple[Splits, Head, list[Row], Row]:
-    """The best head on the features of the body as it is.
+    """The best head for the features of the unchanged body.
 
     Returns:
-        The splits without broken images, the head, a row for each penalty tried, and the row of the head.
+        The splits without broken images, the head, a row for each penalty tried, and the row of the chosen head.
     """
     kept, features = {}, {}
     for name, folders in (("train", splits.train), ("val", splits.val)):
@@ -58,14 +58,14 @@ def fit_on_frozen_features(
 
 
 def set_head(model: ConvNextV2ForImageClassification, head: Head) -> None:
-    """Give the model this head, in the type of the one it has."""
+    """Give the model this head, in the dtype of its present head."""
     dtype = model.classifier.weight.dtype
     model.classifier.update({"weight": mx.array(head.weight).astype(dtype), "bias": mx.array(head.bias).astype(dtype)})
     mx.eval(model.classifier.parameters())
 
 
 def set_small_head(model: ConvNextV2ForImageClassification, seed: int) -> None:
-    """Give the model the authors' first head: small random weights, no bias."""
+    """Give the model the authors' initial head: small random weights, zero bias."""
     shape = model.classifier.weight.shape
     weight = np.random.default_rng(seed).standard_normal(shape, np.float32) * (_DEVIATION * _SMALL)
     set_head(model, Head(weight, np.zeros(shape[0], np.float32)))

@@ -1,4 +1,4 @@
-"""Training all weights: epochs of steps, each epoch judged on the images set aside, the best kept."""
+"""Train all weights: epochs of steps. Each epoch is validated on the images set aside, and the best is kept."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ Save = Callable[[TrainingState], None]
 
 
 class FullTraining:
-    """Goes on from a state to the end of a run, saving on the way.
+    """Trains from a state to the end of a run, and saves on the way.
 
     Args:
-        model: changed; afterwards it has the best weights.
+        model: is changed; in the end it has the best weights.
         processor: prepares validation images, and gives the size of training images.
         train, val: the images.
         recipe, options: the settings.
-        save: keeps a state, each epoch, every `options.save_every` minutes, and when the run is interrupted.
-        progress: hears of steps and epochs.
+        save: saves a state. It is called each epoch, every `options.save_every` minutes, and on interruption.
+        progress: is told of steps and epochs.
         world: the processes that share the batches.
     """
 
@@ -64,11 +64,11 @@ class FullTraining:
         self._batches = Batches(train, augmentation, recipe.batch_size, options.seed, share, options.workers)
 
     def run(self, state: TrainingState) -> TrainingState:
-        """Train to the end, or until `patience` epochs have brought nothing better.
+        """Train to the end, or until `patience` epochs have brought no improvement.
 
         Raises:
-            KeyboardInterrupt, SystemExit: after the state was saved.
-            ValueError, OSError: the loss is not a number; an image can no longer be read. The last saved state stays.
+            KeyboardInterrupt, SystemExit: after the state has been saved.
+            ValueError, OSError: the loss is NaN, or an image can no longer be read. The last saved state is kept.
         """
         self._state = state
         self._progress.begin_at(state.step)
@@ -86,7 +86,7 @@ class FullTraining:
 
     @property
     def _epoch(self) -> int:
-        """The epoch that is running, from 0 on."""
+        """The current epoch, from 0 on."""
         return sum(row.epoch > 0 for row in self._state.rows)
 
     def _is_over(self) -> bool:
@@ -96,7 +96,7 @@ class FullTraining:
         return self._epoch >= self._recipe.epochs or (patience is not None and stale >= patience)
 
     def _steps(self) -> None:
-        """The steps of the epoch that are left."""
+        """Run the epoch's remaining steps."""
         recipe, epoch = self._recipe, self._epoch
         done = self._state.step - epoch * recipe.steps_per_epoch
         self._progress.begin(f"epoch {epoch + 1}/{recipe.epochs}", recipe.steps_per_epoch * recipe.batch_size)
@@ -109,7 +109,7 @@ class FullTraining:
                 after, loss = self._step(self._state, pixel_values, labels, random)
                 now = time.monotonic()
                 after = replace(after, epoch_loss=after.epoch_loss + loss, epoch_seconds=earlier + now - begun)
-                self._state = after  # in one assignment, so that an interruption finds one state or the other
+                self._state = after  # one assignment: an interruption must find a whole state
                 self._progress.advance(recipe.batch_size, loss, recipe.learning_rate(after.step - 1))
                 if now - last_save >= 60 * self._options.save_every:
                     self._save(self._state)
@@ -117,7 +117,7 @@ class FullTraining:
         self._progress.end()
 
     def _judge(self) -> None:
-        """The epoch's row, and the best weights if they are these."""
+        """Add the epoch's row, and keep its weights if they are the best."""
         state, begun = self._state, time.monotonic()
         loss, top1, top5 = self.validate(state)
         row = Row(
@@ -136,7 +136,7 @@ class FullTraining:
         self._progress.row(row)
 
     def validate(self, state: TrainingState) -> tuple[float, float, float]:
-        """Loss, top-1 and top-5 of the state's weights on the images set aside."""
+        """The loss, top-1 and top-5 of the state's weights on the images set aside."""
         self._model.update(tree_unflatten(list(state.judged.items())))
         features, errors = shared_features(
             self._model,
@@ -154,7 +154,7 @@ class FullTraining:
 
 
 def limit_cache() -> int:
-    """Bound what MLX keeps of freed memory to a quarter of the GPU's, and return the limit before."""
+    """Limit MLX's cache of freed memory to a quarter of the GPU's memory. Returns the previous limit."""
     info = mx.device_info()
     most = int(info.get("max_recommended_working_set_size", 0) or info.get("memory_size", 0) or 2**33)
     return mx.set_cache_limit(most // 4)

@@ -15,9 +15,9 @@ from ..runtime.numpy_blas import find_blas
 from .metrics import score
 from .progress import Progress, Row
 
-# From strong to weak. Each solution starts the next.
+# From strong to weak. Each solution is the start of the next.
 PENALTIES = (1e0, 3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6)
-_RISES = 2  # penalties without a better validation loss, after which weaker ones are not tried
+_RISES = 2  # stop after this many penalties without a better validation loss
 _HISTORY = 10  # of L-BFGS
 _MAX_ITERATIONS = 2000
 
@@ -43,20 +43,20 @@ def fit_head(
     label_smoothing: float = 0.0,
     tolerance: float = 1e-6,
 ) -> Head:
-    """Minimise mean cross-entropy + l2 / 2 * sum of the squared weights, the bias free, in float64.
+    """Minimise mean cross-entropy + l2 / 2 * sum of squared weights in float64. The bias has no penalty.
 
-    That is what scikit-learn's `LogisticRegression(C=1 / (N * l2))` minimises.
+    scikit-learn's `LogisticRegression(C=1 / (N * l2))` minimises the same.
 
     Args:
         features: (N, C).
         labels: (N,) from 0 to classes - 1.
-        l2: the penalty; at 0 there may be no optimum, and the last iterate is returned.
-        start: where to begin; zeros otherwise.
-        tolerance: of the largest component of the gradient.
+        l2: the penalty. At 0 there may be no optimum; the last iterate is returned then.
+        start: the head to begin with; None begins with zeros.
+        tolerance: the limit on the gradient's largest component.
     """
     features = features.astype(np.float64)
     mean = features.mean(axis=0)
-    centred = features - mean  # the bias takes it up, and the problem is better conditioned
+    centred = features - mean  # better conditioned; the bias makes up for it
     count, width = features.shape
     targets = np.full((count, classes), label_smoothing / classes)
     targets[np.arange(count), labels] += 1 - label_smoothing
@@ -68,12 +68,12 @@ def fit_head(
         value = -(targets * logs).sum() / count + 0.5 * l2 * (weight * weight).sum()
         return value, np.concatenate([(rest.T @ centred + l2 * weight).ravel(), rest.sum(axis=0)])
 
-    first = np.zeros(classes * (width + 1))  # all of weight and bias in a row
+    first = np.zeros(classes * (width + 1))  # weight and bias, flattened
     if start is not None:
         first[: classes * width] = start.weight.ravel()
         first[classes * width :] = start.bias + start.weight.astype(np.float64) @ mean
     blas = find_blas()
-    with blas.one_thread() if blas else nullcontext():  # for such products several wait more than they compute
+    with blas.one_thread() if blas else nullcontext():  # for small products several threads mostly wait
         solution = minimise(value_and_gradient, first, tolerance)
     weight = solution[: classes * width].reshape(classes, width)
     bias = solution[classes * width :] - weight @ mean
@@ -92,10 +92,10 @@ def choose_head(
 
     Args:
         train, val: features (N, C) and labels (N,).
-        l2: this penalty alone.
+        l2: try only this penalty.
 
     Returns:
-        The head, a row for each penalty that was tried, and the row of the head.
+        The head, a row for each penalty that was tried, and the row of the chosen head.
     """
     progress = progress or Progress()
     rows: list[Row] = []
@@ -145,7 +145,7 @@ def minimise(
             if new_value <= value + 1e-4 * step * slope:
                 break
             step /= 2
-            if step < 1e-12:  # rounding is all that is left
+            if step < 1e-12:  # only rounding is left
                 return point
         moved, change = candidate - point, new_gradient - gradient
         curvature = float(moved @ change)
@@ -156,7 +156,7 @@ def minimise(
 
 
 def _times_inverse_hessian(gradient: np.ndarray, pairs: deque[tuple[np.ndarray, np.ndarray, float]]) -> np.ndarray:
-    """The gradient times the inverse of the Hessian, as the last steps and changes of gradients tell it."""
+    """The gradient times the inverse Hessian, estimated from the last steps and changes of the gradient."""
     result = gradient.copy()
     weights = []
     for moved, change, rho in reversed(pairs):

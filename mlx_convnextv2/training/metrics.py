@@ -8,9 +8,9 @@ from ..evaluation.metrics import label_ranks, log_softmax
 
 
 def score(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float, float]:
-    """Mean cross-entropy, and the shares of images whose class is the first, and among the first five answers.
+    """Mean cross-entropy, and the shares of images whose class is the first answer, or among the first five.
 
-    logits (N, num_labels), labels (N,). Of equal logits the lower class is the first. Computed in float64.
+    logits (N, num_labels), labels (N,). Among equal logits, the lower class comes first. Computed in float64.
     """
     logits = logits.astype(np.float64)
     loss = -log_softmax(logits)[np.arange(len(labels)), labels].mean()

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: each image of a batch with its neighbour, in MLX."""
+"""Mixup and CutMix in MLX: each image of a batch is mixed with its neighbour."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ UNMIXED = (0.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def draw_mix(mixup: float, cutmix: float, shape: tuple[int, int], random: np.random.Generator) -> tuple[float, ...]:
-    """How a batch is mixed, drawn outside of the step: (top, bottom, left, right, weight).
+    """How to mix a batch, drawn outside the step: (top, bottom, left, right, weight).
 
-    Within these rows and columns an image keeps `weight` of its pixels' values and its neighbour gives the rest. Mixup
+    Within these rows and columns, an image keeps `weight` of its pixel values and its neighbour gives the rest. Mixup
     (Zhang et al. 2018, arXiv:1710.09412) blends whole images; CutMix (Yun et al. 2019, arXiv:1905.04899) has weight 0
-    in a box. With both each has a chance of half.
+    in a box. If both are on, each has probability 1/2.
 
     Args:
-        mixup, cutmix: alpha of their Beta distributions, 0 for none.
+        mixup, cutmix: alpha of the Beta distribution; 0 turns it off.
         shape: (height, width) of the images.
     """
     if not mixup and not cutmix:
@@ -39,13 +39,13 @@ def draw_mix(mixup: float, cutmix: float, shape: tuple[int, int], random: np.ran
 def mix(pixel_values: mx.array, targets: mx.array, how: mx.array) -> tuple[mx.array, mx.array]:
     """Mix each image with its neighbour: the first with the second, the third with the fourth.
 
-    Of an odd number the last stays as it is. The shapes are the same however a batch is mixed, so that a compiled step
-    has one trace, and neighbours stay together where a batch is computed in parts.
+    The last of an odd number stays as it is. Shapes do not depend on how a batch is mixed, so a compiled step has one
+    trace. Mixing neighbours allows a batch to be computed in parts.
 
     Args:
         pixel_values: (N, H, W, C).
         targets: (N, num_labels), shares of the classes.
-        how: (5,), as `draw_mix` gives it.
+        how: (5,), from `draw_mix`.
     """
     count, height, width, _ = pixel_values.shape
     rows, columns = mx.arange(height)[:, None], mx.arange(width)[None]
@@ -61,6 +61,6 @@ def mix(pixel_values: mx.array, targets: mx.array, how: mx.array) -> tuple[mx.ar
 
 
 def smooth_targets(labels: mx.array, classes: int, smoothing: float) -> mx.array:
-    """Classes (N,) -> (N, num_labels) float32: 1 - smoothing for the class, and smoothing shared by all classes."""
+    """Classes (N,) -> (N, num_labels) float32: 1 - smoothing for the class, plus smoothing spread over all classes."""
     own = labels[:, None] == mx.arange(classes)[None]
     return own.astype(mx.float32) * (1 - smoothing) + smoothing / classes

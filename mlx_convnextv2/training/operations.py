@@ -1,4 +1,4 @@
-"""The operations of RandAugment and TrivialAugment on RGB images, each one call of Pillow's, and their ranges."""
+"""The operations of RandAugment and TrivialAugment on RGB images, each one call of Pillow, and their ranges."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OPERATIONS = (
 
 @dataclass(frozen=True)
 class Range:
-    """The strengths of an operation, from that of magnitude 0 to that of magnitude 1; `signed` ones go both ways."""
+    """The strengths of an operation at magnitudes 0 and 1. A `signed` strength can be negative too."""
 
     none: float = 0.0
     most: float = 0.0
@@ -42,7 +42,7 @@ RANDAUGMENT = {
     **{name: Range(0, 0.45, True) for name in ("translate_x", "translate_y")},
 }
 
-# The "wide" space of TrivialAugment's paper; without `invert` and `solarize_add`, which it has not.
+# The "wide" space of TrivialAugment's paper, which has no `invert` and no `solarize_add`.
 TRIVIALAUGMENT = {
     **{name: Range(0, 0.99, True) for name in _ENHANCED},
     **{"autocontrast": Range(), "equalize": Range()},
@@ -60,10 +60,10 @@ def apply(name: str, image: Image.Image, strength: float, fill: Fill) -> Image.I
     Args:
         name: one of `OPERATIONS`.
         image: RGB.
-        strength: degrees for `rotate`; bits kept for `posterize`; the level from which `solarize` inverts; what
-            `solarize_add` adds to levels below 128; for the enhancers a change, 0 for none; the slope of a shear; the
-            share of the side of a translation. The others have none.
-        fill: the colour where nothing is.
+        strength: degrees for `rotate`; bits kept by `posterize`; the level from which `solarize` inverts; the amount
+            that `solarize_add` adds to levels below 128; a change for the enhancers, where 0 is none; the slope for a
+            shear; a share of the side for a translation. The other operations ignore it.
+        fill: the colour of empty areas.
     """
     if name in _ENHANCERS:
         return _ENHANCERS[name](image).enhance(1 + strength)

@@ -1,4 +1,4 @@
-"""AdamW with a rate of its own for each layer, the weights' moving average, and the limit on the gradient."""
+"""AdamW with a learning rate for each layer, the weights' moving average, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 
 @dataclass(frozen=True)
 class Group:
-    """How one parameter is trained: its share of the learning rate, and whether it decays."""
+    """How one parameter is trained: its factor of the learning rate, and whether it decays."""
 
     lr_scale: float
     decays: bool
@@ -26,15 +26,15 @@ def parameter_groups(model: nn.Module, depths: Sequence[int], decay: float, grou
     """The group of each parameter, by its name.
 
     The learning rate is multiplied by `decay` for every layer between the head and the parameter. Weights of linear
-    layers and convolutions decay; norms, biases and GRN do not. GRN's weight is of the shape (1, 1, 1, C), so that a
-    rule that goes by the number of dimensions would miss it (facebookresearch/ConvNeXt-V2, issue 24).
+    layers and convolutions decay; norms, biases and GRN do not. GRN's weight has the shape (1, 1, 1, C), so a rule by
+    the number of dimensions would miss it (facebookresearch/ConvNeXt-V2, issue 24).
 
     Args:
         model: a classifier.
-        depths: blocks of its stages.
-        decay: 1 for one rate.
-        groups: "single" counts every block as a layer, "group" three blocks of the third stage, and the blocks of
-            each other stage together, as the authors do for base and larger.
+        depths: the number of blocks in each stage.
+        decay: the factor from layer to layer; 1 gives all layers the same rate.
+        groups: "single" counts every block as a layer. "group" counts three blocks of the third stage, or all blocks
+            of another stage, as one layer; the authors do this for base and larger.
     """
     decaying = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     names = dict(tree_flatten(model.parameters()))
@@ -44,7 +44,7 @@ def parameter_groups(model: nn.Module, depths: Sequence[int], decay: float, grou
 
 
 def _layer(name: str, depths: Sequence[int], groups: str) -> int:
-    """The place of a parameter on the way from the image, the head's last."""
+    """The number of a parameter's layer, counted from the image to the head."""
     stage_match = re.search(r"encoder\.stages\.(\d+)\.", name)
     block_match = re.search(r"\.layers\.(\d+)\.", name)
     block = int(block_match[1]) if block_match else 0
@@ -62,7 +62,7 @@ def _layer(name: str, depths: Sequence[int], groups: str) -> int:
 
 
 def clip(gradients: Arrays, norm: float) -> tuple[Arrays, mx.array]:
-    """Scale all gradients so that their common norm is at most `norm` (0: no limit); also the norm as it was."""
+    """Scale all gradients to a common norm of at most `norm` (0: no limit). Also returns the norm before."""
     total = mx.sqrt(sum((mx.square(g).sum() for g in gradients.values()), start=mx.array(0.0)))
     if not norm:
         return gradients, total
@@ -80,7 +80,7 @@ def adamw(
     weight_decay: float,
     groups: dict[str, Group],
 ) -> tuple[Arrays, Arrays, Arrays]:
-    """One step of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with corrected bias, as PyTorch's.
+    """One step of AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) with bias correction, as in PyTorch.
 
     Args:
         weights, gradients: by name, float32.
@@ -111,5 +111,5 @@ def moving_average(average: Arrays, weights: Arrays, decay: mx.array) -> Arrays:
 
 
 def average_decay(decay: float, step: int) -> float:
-    """The decay at a step, from 1 on: small at first, so that the beginning is forgotten."""
+    """The decay at a step, from 1 on. It is small at first, to forget the initial weights."""
     return min(decay, (1 + step) / (10 + step))

@@ -1,4 +1,4 @@
-"""Every option of `train`, with its default and what it means: for the command, for a YAML file, for a program."""
+"""Every option of `train`, with its default and meaning: for the command, for a YAML file, for a program."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import Any
 from ..messages import short, some
 
 RUN_ONLY = ("workers", "save_every", "watchdog", "report_to", "max_pixels")  # change no number of a run
-# These do nothing where the head alone is trained.
+# These do nothing when only the head is trained.
 FULL_ONLY = (
     *("epochs", "patience", "accumulate", "lr", "warmup_epochs", "min_lr", "layer_decay", "layer_groups"),
     *("weight_decay", "drop_path", "ema", "clip_norm", "mixup", "cutmix", "augment", "crop_scale", "flip", "erase"),
     *("head", "grad_checkpoint"),
 )
-PLACES = ("data", "model", "output", "upload_repo", "show_batch")  # what the command has besides, as text
+PLACES = ("data", "model", "output", "upload_repo", "show_batch")  # further options of the command, as text
 
 
 def _option(default: Any, help: str, **limits: Any) -> Any:
@@ -29,7 +29,7 @@ def _option(default: Any, help: str, **limits: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """What `train` can be told. None means that the model's size and the data decide; `recipe.Recipe` says how."""
+    """The options of `train`. None means that the model's size and the data decide; `recipe.Recipe` says how."""
 
     revision: str | None = _option(None, "branch, tag or commit of the Hub repository", kind=str, metavar="R")
     full: bool = _option(False, "train all weights, not the head alone")
@@ -96,7 +96,7 @@ class Options:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Options:
-        """Options from their names; a name that is none is a ValueError that lists them."""
+        """Options by name. An unknown name raises a ValueError that lists the options."""
         known = [option.name for option in fields(cls)]
         unknown = [short(name) for name in values if name not in known]
         if unknown:
@@ -119,11 +119,11 @@ def warn_of_unused(options: Options) -> None:
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The options and arguments of the command that a YAML file names. `batch-size` is the same as `batch_size`.
+    """The command's options and arguments from a YAML file. `batch-size` is the same as `batch_size`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no YAML, no map of names to values, or a value is of another kind.
+        ValueError: it is not YAML or not a map of names to values, or a value has the wrong type.
     """
     from ..files.yaml_files import read_yaml
 
@@ -134,7 +134,7 @@ def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
             raise ValueError(f"{name} must be text, not {short(value)}: write it in quotes")
         if name == "overwrite" and not isinstance(value, bool):
             raise ValueError(f"{name} must be true or false, not {short(value)}")
-        if name in numbers and isinstance(value, str):  # YAML takes 1e-3 for text, and 1.0e-3 for a number
+        if name in numbers and isinstance(value, str):  # YAML reads 1e-3 as text, and 1.0e-3 as a number
             with suppress(ValueError):
                 values[name] = float(value)
     return values

@@ -1,4 +1,4 @@
-"""What a run writes: a checkpoint folder like any other, with the account of how it came about."""
+"""The output of a run: an ordinary checkpoint folder, with an account of its training."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def write_checkpoint(
 
 
 def results(rows: Sequence[Row]) -> bytes:
-    """The file results.csv: one line a row, the names of `Row`'s fields above; what a row has not is empty."""
+    """The file results.csv: a header with the names of `Row`'s fields, then a line for each row. None is left empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(Row.__dataclass_fields__), lineterminator="\n")
     writer.writeheader()
@@ -64,7 +64,7 @@ def results(rows: Sequence[Row]) -> bytes:
 
 
 def with_account(card: str, account: str) -> str:
-    """A model card that says how the model was trained, before it comes to the licence."""
+    """The model card with the account of the training, placed before the licence."""
     card = card.replace("\nConverted from `", "\nTrained from `", 1)
     before, mark, after = card.partition(_LICENCE)
     return f"{before}{account}\n\n{mark}{after}"

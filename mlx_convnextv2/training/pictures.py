@@ -1,4 +1,4 @@
-"""The pictures of a run, where matplotlib is there: its curves, and which classes are confused."""
+"""The pictures of a run, if matplotlib is installed: its curves, and which classes are confused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def pictures_of(
     best: Row,
     name: str,
 ) -> dict[str, bytes]:
-    """The pictures by the names of their files; none without matplotlib, which the extra `benchmark` has."""
+    """The pictures by file name. There are none without matplotlib, which the extra `benchmark` brings."""
     if importlib.util.find_spec("matplotlib") is None:
         return {}
     from ..evaluation import plots
@@ -36,8 +36,8 @@ def pictures_of(
 
 
 def draw_curves(rows: Sequence[Row], best: Row) -> bytes:
-    """A PNG of losses and accuracies over the epochs, or over the penalties, with a mark at the best."""
-    from matplotlib.figure import Figure  # rather than pyplot, which would change the backend of a program
+    """A PNG of losses and accuracies over the epochs or the penalties, with a mark at the best."""
+    from matplotlib.figure import Figure  # pyplot would change the program's backend
 
     by_penalty = rows[0].l2 is not None
     places: list[Any] = [row.l2 if by_penalty else row.epoch for row in rows]

@@ -1,4 +1,4 @@
-"""What a run was asked for, as it is kept for a later resumption and for whoever wants to do it again."""
+"""The arguments of a run, kept for resuming or repeating it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .options import RUN_ONLY, Options
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of `train`; `model` is None where it was given in memory."""
+    """The arguments of `train`. `model` is None if it was given in memory."""
 
     data: str
     model: str | None
@@ -28,11 +28,11 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """What `to_dict` gave. Raises a ValueError where it is something else."""
+        """The plan from the result of `to_dict`. Raises a ValueError for anything else."""
         values, names = dict(values), ("data", "model")
         try:
             folder = values.pop("folder")
-            if folder != str(Path.cwd()):  # the run was started in another folder, from which its paths lead
+            if folder != str(Path.cwd()):  # the paths are relative to the folder where the run was started
                 moved = {name: os.path.join(folder, values[name]) for name in names if values[name] is not None}
                 values.update({name: path for name, path in moved.items() if os.path.exists(path)})
             return cls(**{**values, "options": Options.of(values["options"])})
@@ -40,16 +40,16 @@ class Plan:
             raise ValueError(f"the run's options cannot be read ({error}): start it anew (--overwrite)") from None
 
     def as_options(self) -> dict[str, Any]:
-        """For args.yaml, which `--config` reads."""
+        """The content of args.yaml, which `--config` reads."""
         given = {"data": self.data, "model": self.model, "output": self.output}
         return {name: value for name, value in given.items() if value is not None} | self.options.to_dict()
 
     def numbers(self) -> dict[str, Any]:
-        """The options that change a number of the run."""
+        """The options that affect the run's numbers."""
         return {name: value for name, value in self.options.to_dict().items() if name not in RUN_ONLY}
 
     def command(self) -> str:
-        """The command that does it again, with the options that are not at their defaults."""
+        """The command that repeats the run, with all options that differ from their defaults."""
         defaults = Options().to_dict()
         words = ["python -m mlx_convnextv2.train"]
         for name, value in self.as_options().items():

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches it: phases, steps and epochs."""
+"""The progress of a run: phases, steps and epochs."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Row:
-    """One epoch with all weights, or one strength of the penalty on the head: a line of results.csv.
+    """A line of results.csv: one epoch with all weights, or one strength of the penalty on the head.
 
     Args:
         epoch: from 1 on; 0 is the fitted head before all weights are trained.
-        train_loss: the mean over the epoch's steps, with augmentation and smoothing, and the head's without.
+        train_loss: the mean over the epoch's steps, with augmentation and smoothing. A head's loss is without them.
         val_loss, val_top1, val_top5: mean cross-entropy, and shares from 0 to 1, on the images set aside.
         lr: the learning rate of the epoch's last step.
         l2: the penalty on the head's weights.
-        seconds: what it took.
+        seconds: the time taken.
     """
 
     epoch: int
@@ -29,7 +29,7 @@ class Row:
     seconds: float = 0.0
 
     def better_than(self, other: Row | None) -> bool:
-        """Whether more of the answers are right, or as many and with a smaller loss."""
+        """Whether more answers are right, or equally many with a smaller loss."""
         return other is None or (self.val_top1, -self.val_loss) > (other.val_top1, -other.val_loss)
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,16 +46,16 @@ class Row:
 
 
 class Progress:
-    """Hears of everything and says nothing. A program can give `train` another one."""
+    """Receives all progress and prints nothing. A program can give `train` a subclass."""
 
     def begin_at(self, steps: int) -> None:
-        """Training of all weights begins where so many steps are done: none, unless it is resumed."""
+        """Training of all weights begins with this many steps already done; 0 unless it is resumed."""
 
     def begin(self, name: str, total: int) -> None:
-        """A phase begins, of this many images."""
+        """A phase of this many images begins."""
 
     def advance(self, images: int, loss: float | None = None, lr: float | None = None) -> None:
-        """Images are done; in training with the loss and the learning rate of their step."""
+        """Images are done. In training, `loss` and `lr` are those of their step."""
 
     def end(self) -> None:
         """The phase is over."""

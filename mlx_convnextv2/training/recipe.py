@@ -1,4 +1,4 @@
-"""How all weights are trained: the authors' settings for each size, brought to the data at hand."""
+"""How all weights are trained: the authors' settings for each size, adapted to the data at hand."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Published:
     """A row of TRAINING.md in the authors' repository, https://github.com/facebookresearch/ConvNeXt-V2.
 
     Args:
-        lr: 4 times their base rate, which is for 256 images: that of their batch of 1024.
-        warmup: the share of the epochs that warm up.
+        lr: the rate for their batch of 1024, which is 4 times their base rate for 256 images.
+        warmup: the share of the epochs used for warm-up.
     """
 
     lr: float
@@ -35,7 +35,7 @@ class Published:
 _ATTO = Published(8e-4, 0, 0.9, "single", 0.3, 0.1, 0, 0, 0.2)
 _TINY = Published(3.2e-3, 40 / 300, 0.9, "single", 0.05, 0.2, 0.8, 1.0, 0.1)
 _BASE = Published(2.5e-3, 20 / 100, 0.6, "group", 0.05, 0.1, 0.8, 1.0, 0.1)
-# The authors state three sizes; each of the others takes the nearest below tiny, or base's from there on.
+# The authors state three sizes. Up to nano, a model takes atto's settings; up to tiny, tiny's; above that, base's.
 _BY_WIDTH = ((SIZES["nano"]["hidden_sizes"][-1], _ATTO), (SIZES["tiny"]["hidden_sizes"][-1], _TINY))
 
 
@@ -47,11 +47,11 @@ def published(config: ConvNextV2Config) -> Published:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings of a run with all weights, none of them open. Names as in `Options`.
+    """The complete settings of a run with all weights. Names are as in `Options`.
 
     Args:
-        steps_per_epoch: optimizer steps; images that do not fill a batch wait for the next epoch's order.
-        warmup_steps: of these, from the first epoch on.
+        steps_per_epoch: optimizer steps in an epoch. Images that do not fill a batch are left out of the epoch.
+        warmup_steps: the number of steps of warm-up, from the first epoch on.
     """
 
     batch_size: int
@@ -89,7 +89,7 @@ class Recipe:
         )
 
     def learning_rate(self, step: int) -> float:
-        """Of the step with this number, from 0 on: linear warm-up, then half a cosine down to `min_lr`."""
+        """The learning rate of a step, counted from 0: linear warm-up, then half a cosine down to `min_lr`."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         share = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
@@ -97,11 +97,11 @@ class Recipe:
 
 
 def make_recipe(options: Options, config: ConvNextV2Config, images: int, processes: int = 1) -> Recipe:
-    """Fill in what the options leave open, for this many training images.
+    """Fill in the settings that the options leave open, for this many training images.
 
-    The learning rate falls with the square root of the batch from the authors' at 1024 images, as suits Adam (Malladi
-    et al. 2022, arXiv:2205.10287); the warm-up keeps its share of the epochs; the moving average spans a tenth of the
-    run, at most the authors' 10,000 steps. Everything else is theirs.
+    The learning rate is the authors' rate at 1024 images, scaled with the square root of the batch as suits Adam
+    (Malladi et al. 2022, arXiv:2205.10287). The warm-up keeps its share of the epochs. The moving average spans a tenth
+    of the run, at most the authors' 10,000 steps. Everything else is the authors'.
 
     Raises:
         ValueError: the batch cannot be divided among the processes and by `accumulate`.

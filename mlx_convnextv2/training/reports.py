@@ -16,15 +16,15 @@ _EXTRA = 'pip install "mlx-convnextv2[report]"'
 
 
 class Reported(Progress):
-    """Passes on what it hears, and logs the losses of steps and the numbers of epochs.
+    """Passes progress on, and logs the losses of steps and the numbers of epochs.
 
     Args:
-        progress: hears everything.
+        progress: receives all progress.
         names: "tensorboard", "wandb", or both with a comma between them.
-        plan: names the run, and says where TensorBoard's files go: beside the output, with ".tensorboard" at the end.
+        plan: names the run. TensorBoard's files go beside its output, with ".tensorboard" at the end.
 
     Raises:
-        ValueError: another name, or its package is missing.
+        ValueError: another name is given, or a package is missing.
     """
 
     def __init__(self, progress: Progress, names: str, plan: Plan):

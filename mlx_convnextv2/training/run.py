@@ -37,9 +37,9 @@ from .world import Watchdog, Watched, World
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run came to: the folder, its classes, all rows, and the row of the weights that were kept.
+    """The result of a run: the folder, its classes, all rows, and the row of the weights that were kept.
 
-    `rank` is the number of this process among those that trained together; the first, 0, has written the folder.
+    `rank` is the number of this process among those that trained together. Process 0 has written the folder.
     """
 
     path: Path
@@ -67,23 +67,23 @@ def train(
 ) -> Trained:
     """Train a classifier on folders of pictures and write it as a checkpoint folder.
 
-    By default the head alone is trained, on features that the frozen body computes once. `full=True` trains all
-    weights, beginning there. Until its end such a run is kept beside `output`, in a folder with ".run" at its end, so
-    that `resume` can go on with it.
+    By default only the head is trained, on features that the frozen body computes once. `full=True` then trains all
+    weights. Until it ends, such a run is kept beside `output`, in a folder whose name ends in ".run". `resume` can
+    go on with it.
 
     Args:
         data: a folder with a folder for each class, or with train/ and val/ above them.
-        model: a Hub id, a folder, or a pair of model and processor, whose body is changed.
+        model: a Hub id, a folder, or a pair of model and processor. The body of a given model is changed.
         output: the checkpoint folder to write, which must not exist.
-        overwrite: replace a checkpoint folder there, and an unfinished run.
-        upload_repo: publish the result as this repository of the Hub.
-        progress: hears of phases, steps and epochs.
+        overwrite: replace an existing checkpoint folder and an unfinished run.
+        upload_repo: publish the result in this Hub repository.
+        progress: is told of phases, steps and epochs.
         options: those of `Options`.
 
     Raises:
-        FileExistsError: `output` exists, or an unfinished run does.
+        FileExistsError: `output` or an unfinished run exists.
         FileNotFoundError, OSError, ValueError: the data, the model or an option cannot be used.
-        KeyboardInterrupt: after the run's state was saved.
+        KeyboardInterrupt: after the run's state has been saved.
     """
     name = os.fspath(model) if isinstance(model, str | os.PathLike) else None
     places = (os.path.expanduser(data), name, os.path.expanduser(output))
@@ -94,17 +94,17 @@ def train(
 def resume(
     output: str | os.PathLike[str], *, model: Start | None = None, progress: Progress | None = None, **options: Any
 ) -> Trained:
-    """Go on with an unfinished run of all weights, to the same end as if it had not been interrupted.
+    """Go on with an unfinished run of all weights. The result is the same as without the interruption.
 
     Args:
-        output: what `train` was told to write.
-        model: the pair that `train` was given, if it was one, as it was then.
+        output: the `output` that `train` was given.
+        model: the pair that `train` was given, unchanged, if it was given one.
         progress: as for `train`.
-        options: those of `RUN_ONLY`, which change no number; the others are the run's.
+        options: those of `RUN_ONLY`, which change no numbers. The run keeps its other options.
 
     Raises:
         FileNotFoundError: there is no unfinished run.
-        ValueError: the data has changed since; another option is given.
+        ValueError: the data has changed since, or another option is given.
     """
     started = read_run(output)
     plan = Plan.from_dict(started)
@@ -120,7 +120,7 @@ def resume(
 
 @dataclass
 class _Job:
-    """What the parts of a run work on."""
+    """The data that the parts of a run share."""
 
     plan: Plan
     model: ConvNextV2ForImageClassification
@@ -148,7 +148,7 @@ def _run(
     if plan.upload_repo is not None:
         check_repo_id(plan.upload_repo)
     with ExitStack() as stack:
-        if world.rank > 0:  # the first process warns for all of them
+        if world.rank > 0:  # only the first process warns
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
         if not options.full:
@@ -180,7 +180,7 @@ def _run(
             rows, best = _head_alone(job)
             how = f"the head alone on frozen features, logistic regression with an l2 penalty of {best.l2:.0e}"
         progress.close()
-        watchdog.rest()  # the others are done
+        watchdog.rest()  # the other processes are done
         if world.rank == 0:
             _write(job, rows, best, how, resuming)
             if run is not None:
@@ -276,7 +276,7 @@ def _write(job: _Job, rows: list[Row], best: Row, how: str, resuming: bool) -> N
         account=account_of(plan, job.splits, how, rows, best),
         pictures=pictures_of(job.model, job.processor, job.splits.val, rows, best, Path(plan.output).name),
         origin=job.origin,
-        # a run that was killed after it had written everything writes it again
+        # a run killed after it had written everything writes it again
         overwrite=plan.overwrite or (resuming and Path(plan.output).exists()),
     )
 

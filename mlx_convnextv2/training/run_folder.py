@@ -1,4 +1,4 @@
-"""The folder of an unfinished run, beside the checkpoint that it will write: its options, its state, its results."""
+"""The folder of an unfinished run, beside its future checkpoint: options, state and results."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SUFFIX = ".run"
 
 
 def run_folder(output: str | os.PathLike[str]) -> Path:
-    """Where a run is kept until its checkpoint is written: `output` with ".run" at its end."""
+    """The folder of a run until its checkpoint is written: `output` with ".run" at its end."""
     path = Path(output).expanduser().absolute()
     return path.with_name(f"{path.name}{_SUFFIX}")
 
 
 def is_unfinished(output: str | os.PathLike[str]) -> bool:
-    """Whether there is a run to go on with."""
+    """Whether there is an unfinished run."""
     return (run_folder(output) / RUN_FILE).is_file()
 
 
@@ -35,7 +35,7 @@ def read_run(output: str | os.PathLike[str]) -> dict[str, Any]:
     """How the unfinished run was started.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no unfinished run.
     """
     path = run_folder(output) / RUN_FILE
     if not path.is_file():
@@ -47,30 +47,30 @@ def read_run(output: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 class RunFolder:
-    """The folder while a process holds it."""
+    """The folder of a run, while a process holds it."""
 
     def __init__(self, path: Path):
         self.path = path
 
     @classmethod
     def of(cls, output: str | os.PathLike[str]) -> RunFolder:
-        """The folder of another process's run, to read."""
+        """The folder of another process's run, for reading only."""
         return cls(run_folder(output))
 
     def save(self, state: TrainingState, description: dict[str, Any]) -> None:
-        """Keep a state, and its rows where a person can follow them."""
+        """Save a state, and its rows as results.csv for people to follow."""
         save_state(self.path, state, description)
         if state.rows:
             output_files.write(self.path / RESULTS_FILE, results(state.rows))
 
     def load(self) -> tuple[TrainingState, dict[str, Any]] | None:
-        """The last state and its description; None where the run had none yet."""
+        """The last state and its description, or None if none was saved yet."""
         return load_state(self.path) if (self.path / STATE_FILE).is_file() else None
 
     def remove(self) -> None:
-        """Take away what a run has put here, at once, and the folder if nothing else is in it."""
+        """Remove the run's own files at once, and the folder if it holds nothing else."""
         ours = all(_is_ours(entry.name) for entry in self.path.iterdir())
-        if ours:  # under a name that the next writer of the checkpoint would clear away
+        if ours:  # if this is interrupted, the next writer of the checkpoint clears this name away
             name = self.path.name.removesuffix(_SUFFIX)
             self.path = self.path.rename(self.path.with_name(f".{name}.{secrets.token_hex(4)}.partial"))
         _clear(self.path)
@@ -82,16 +82,16 @@ class RunFolder:
 def open_run(
     output: str | os.PathLike[str], started: dict[str, Any], resume: bool = False, overwrite: bool = False
 ) -> Iterator[RunFolder]:
-    """The folder of the run, made where there is none, for this process alone.
+    """The folder of the run, held by this process alone. It is made if it does not exist.
 
     Args:
         output: the checkpoint that the run will write.
-        started: how, for `read_run`.
-        resume: go on with what is there.
-        overwrite: begin anew where another run has not finished.
+        started: how the run was started, for `read_run`.
+        resume: go on with the run that is there.
+        overwrite: discard an unfinished run and begin again.
 
     Raises:
-        FileExistsError: another run has not finished, or the folder is none of a run.
+        FileExistsError: there is an unfinished run, or the folder does not belong to a run.
         OSError: another process trains there.
     """
     path = run_folder(output)
@@ -112,7 +112,7 @@ def open_run(
             output_files.write(path / RUN_FILE, json.dumps(started, indent=1).encode())
             yield folder
         except BaseException:
-            if not (path / STATE_FILE).exists():  # it came to nothing, for want of a model say
+            if not (path / STATE_FILE).exists():  # it failed early, for example without a model
                 folder.remove()
             raise
     finally:

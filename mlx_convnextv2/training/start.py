@@ -1,4 +1,4 @@
-"""What a run begins with: a checkpoint's body, a new head for the classes, and the processor."""
+"""The start of a run: a checkpoint's body, a new head for the classes, and the processor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Start = tuple[ConvNextV2ForImageClassification, ConvNextImageProcessor]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the weights came from, and on what terms."""
+    """Where the weights came from, and their licence."""
 
     base_model: str | None = None
     licence: str | None = None
@@ -40,17 +40,17 @@ def open_start(
 ) -> tuple[ConvNextV2ForImageClassification, ConvNextImageProcessor, Origin]:
     """The model with a new head for the classes, its processor at the size of the options, and their origin.
 
-    To train all weights they are brought to float32; else the body has the type of the options, or its own. A model
-    that is given is changed.
+    With `full`, all weights are cast to float32. Otherwise the body takes the options' dtype, or keeps its own. A
+    model that is given is changed.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `load`; also a ValueError for quantized weights with `full`.
+        FileNotFoundError, OSError, ValueError: as `load`. Quantized weights with `full` are also a ValueError.
     """
     origin = Origin()
     if isinstance(model, str | os.PathLike):
         name = os.fspath(model)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*: train it$")  # the new head, which is what happens here
+            warnings.filterwarnings("ignore", message=r".*: train it$")  # this run trains it
             loaded, processor = load(
                 name,
                 labels=classes,
@@ -79,7 +79,7 @@ def open_start(
 def with_new_head(
     model: ConvNextV2ForImageClassification | ConvNextV2Model, classes: Sequence[str]
 ) -> ConvNextV2ForImageClassification:
-    """The model with a head of zeros for these classes; its body is shared, not copied."""
+    """The model with a head of zeros for these classes. The body is shared, not copied."""
     with no_init_weights():
         config = ConvNextV2Config.from_dict(model.config.to_dict())
         config.update({"id2label": list(classes), "problem_type": None})
@@ -95,7 +95,7 @@ def with_new_head(
 
 
 def sized(processor: ConvNextImageProcessor, options: Options) -> ConvNextImageProcessor:
-    """The processor for images of the options' size, and no larger than their limit."""
+    """The processor with the options' image size and limit on pixels."""
     changes: dict[str, Any] = {}
     if options.image_size is not None:
         changes["size"] = options.image_size

@@ -1,4 +1,4 @@
-"""All that a run needs to go on exactly where it was, in one file that is written whole or not at all."""
+"""The state that a run needs to go on exactly where it was, in one file that is written whole or not at all."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class TrainingState:
 
     Args:
         weights: by name, float32.
-        average: the weights' moving average; empty where there is none.
+        average: the weights' moving average; empty if there is none.
         first, second: AdamW's moments.
-        step: steps that are done, over all epochs.
-        skipped: of these, those that float16 could not hold.
-        loss_scale, since_overflow: float16's, and the steps since it last changed.
+        step: steps done, over all epochs.
+        skipped: how many of these steps were skipped because float16 overflowed.
+        loss_scale, since_overflow: float16's loss scale, and the steps since it last changed.
         epoch_loss: the sum of the losses of the epoch's steps so far.
-        rows: the epochs that are done, the fitted head first where there is one.
-        best_weights, best: those of the best row.
-        seconds: what the run has taken.
-        epoch_seconds: of these, in this epoch.
+        rows: the finished epochs, after the row of the fitted head if there is one.
+        best_weights, best: the weights and the row of the best epoch.
+        seconds: the time that the run has taken.
+        epoch_seconds: the part of it taken by this epoch.
     """
 
     weights: Arrays
@@ -58,12 +58,12 @@ class TrainingState:
 
     @property
     def judged(self) -> Arrays:
-        """The weights that are validated and kept: the average where there is one."""
+        """The weights to validate and keep: the average if there is one."""
         return self.average or self.weights
 
 
 def save_state(folder: Path, state: TrainingState, description: dict[str, Any]) -> None:
-    """Write the state, so that whenever the process is killed the file is this one or the one before."""
+    """Write the state. If the process is killed, the file holds either this state or the one before."""
     arrays = {f"{part}/{name}": array for part in _ARRAYS for name, array in getattr(state, part).items()}
     plain = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in (*_ARRAYS, "rows", "best")}
     values = {
@@ -88,8 +88,8 @@ def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
     """The state and the description that `save_state` wrote.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or of another version.
+        FileNotFoundError: there is no state.
+        ValueError: the state is damaged, or of another version.
     """
     path = folder / STATE_FILE
     if not path.is_file():
@@ -113,7 +113,7 @@ def load_state(folder: Path) -> tuple[TrainingState, dict[str, Any]]:
 
 
 def _flush(path: Path) -> None:
-    """Have the system put a file, or a folder's entries, on the disk."""
+    """Make the system write a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""One step: the loss and its gradient on a batch, then new weights."""
+"""One training step: the loss and its gradient on a batch, then new weights."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16
 
 
 class Step:
-    """Steps of a model by a recipe. All that is random is drawn outside and goes in as arrays of one shape.
+    """Trains a model step by step. Random numbers are drawn outside and go in as arrays of fixed shape.
 
     Args:
-        model: gives the architecture; its weights are those of the last step, or of a trace.
+        model: gives the architecture. The weights come from the state.
         recipe: the settings.
-        average: makes one value of each process's arrays, where there are several.
+        average: averages the arrays of all processes, if there are several.
         share: this process's part of a batch.
-        compiled: let MLX compile the step, once; by default on a GPU, because on a CPU it would run a C++ compiler.
+        compiled: let MLX compile the step once. The default is only on a GPU: on a CPU it would run a C++ compiler.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Step:
         """The state after a step on pixel_values (N, H, W, C) and labels (N,), and the step's loss.
 
         Raises:
-            ValueError: the loss or the gradient is not finite, in another type than float16, where such a step is
-                left out and the loss scale halved.
+            ValueError: the loss or the gradient is not finite. In float16 the step is skipped instead, and the loss
+                scale is halved.
         """
         recipe = self._recipe
         how = mx.array(draw_mix(recipe.mixup, recipe.cutmix, pixel_values.shape[1:3], random))
@@ -114,7 +114,7 @@ class Step:
     def _loss(
         self, weights: Arrays, pixel_values: mx.array, labels: mx.array, how: mx.array, keep: mx.array, scale: mx.array
     ) -> mx.array:
-        """The mean cross-entropy, times the scale. `weights` are float32 whatever the type of the computation."""
+        """The mean cross-entropy, times the scale. `weights` are float32, whatever the type of computation."""
         self.traces += 1
         dtype = _DTYPES[self._recipe.dtype]
         held = self._model.parameters()
@@ -123,7 +123,7 @@ class Step:
         if self._recipe.mixup or self._recipe.cutmix:
             pixel_values, targets = mix(pixel_values, targets, how)
         logits = forward(self._model, pixel_values, keep, self._recipe.grad_checkpoint)
-        self._model.update(held)  # else the model would keep the arrays of a trace
+        self._model.update(held)  # or the model would keep the arrays of a trace
         logits = logits.astype(mx.float32)
         losses = mx.logsumexp(logits, axis=-1) - (targets * logits).sum(axis=-1)  # targets sum to 1
         return losses.mean() * scale
@@ -165,8 +165,9 @@ def first_state(model: ConvNextV2ForImageClassification, recipe: Recipe) -> Trai
 
 
 def _laid_out(arrays: Arrays) -> Arrays:
-    """The arrays as a file gives them back: by name, since the order decides the last bits of a sum over all of them,
-    and in rows, since how an operand lies in memory decides those of a product.
+    """The arrays as if read from a file: sorted by name and contiguous.
+
+    The order decides the last bits of a sum over all arrays, and the memory layout those of a product.
     """
     return {name: mx.contiguous(arrays[name]) for name in sorted(arrays)}
 

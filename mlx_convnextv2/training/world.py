@@ -1,4 +1,4 @@
-"""The processes that train together, started by `mlx.launch`: sums between them, and a watchdog over the waiting."""
+"""The processes that train together, started by `mlx.launch`: sums between them, and a watchdog for hanging ones."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ import numpy as np
 from .optimizer import Arrays
 from .progress import Progress, Row
 
-_GAVE_UP = 75  # the exit status, which makes mlx.launch end the others
-_BUCKET = 2**23  # numbers that are summed at a time
+_GAVE_UP = 75  # this exit status makes mlx.launch end the other processes
+_BUCKET = 2**23  # numbers summed at a time
 
 
 class World:
-    """One process among several, or alone. Every method but `share` must be called by all of them, in one order."""
+    """One process among several, or alone. All processes must call every method but `share`, in the same order."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
 
     @classmethod
     def join(cls) -> World:
-        """The processes that `mlx.launch` started; this one alone where it did not."""
+        """The processes that `mlx.launch` started, or this process alone."""
         group = mx.distributed.init()
         return cls(group.rank(), group.size())
 
@@ -38,20 +38,20 @@ class World:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """The sum of all processes' arrays, which have one shape, as float32."""
+        """The float32 sum of all processes' arrays, which have the same shape."""
         if self.size == 1:
             return values
         total = mx.distributed.all_sum(mx.array(values.astype(np.float32)))
         return np.array(total)
 
     def mean(self, arrays: Arrays) -> Arrays:
-        """The mean of all processes' arrays, the same to the last bit in each: float32 in a few large sums."""
+        """The mean of all processes' arrays, equal to the last bit in each process: float32, in a few large sums."""
         if self.size == 1:
             return arrays
         return {name: total / self.size for name, total in _sums(arrays).items()}
 
     def from_first(self, arrays: Arrays) -> Arrays:
-        """The first process's arrays, bit for bit. Those of the others give the shapes."""
+        """The first process's arrays, bit for bit. The other processes' arrays only give the shapes."""
         if self.size == 1:
             return arrays
         summed = _sums(arrays if self.rank == 0 else {name: mx.zeros_like(array) for name, array in arrays.items()})
@@ -82,12 +82,12 @@ def _sums(arrays: Arrays) -> Arrays:
 
 
 class Watchdog:
-    """Ends this process when nothing has happened for too long, because another one hangs or is gone.
+    """Ends this process if nothing has happened for too long, because another process hangs or is gone.
 
-    MLX's ring can wait for ever (its users report sums in which all processes wait): no exception comes of that.
+    MLX's ring can wait for ever without an exception (its users report sums in which all processes wait).
 
     Args:
-        seconds: how long nothing may happen.
+        seconds: the longest time between two steps.
     """
 
     def __init__(self, seconds: float):
@@ -100,7 +100,7 @@ class Watchdog:
         self._last = time.monotonic()
 
     def rest(self) -> None:
-        """What follows waits for nobody."""
+        """Stop watching: the rest does not wait for other processes."""
         self._over.set()
 
     @contextmanager
@@ -125,14 +125,14 @@ class Watchdog:
 
 
 class Watched(Progress):
-    """Passes on what it hears, and tells a watchdog that something has happened."""
+    """Passes progress on, and tells a watchdog that something has happened."""
 
     def __init__(self, progress: Progress, watchdog: Watchdog | None = None, rows: bool = True):
         self._progress, self._watchdog, self._rows = progress, watchdog, rows
 
     @classmethod
     def without_rows(cls, progress: Progress) -> Watched:
-        """For a phase whose rows are no epochs of the run."""
+        """For a phase whose rows are not epochs of the run."""
         return cls(progress, rows=False)
 
     def begin(self, name: str, total: int) -> None:
@@ -152,7 +152,7 @@ class Watched(Progress):
         if self._rows:
             self._progress.row(row)
         else:
-            self._progress.end()  # a watchdog further on hears that something has happened
+            self._progress.end()  # an outer watchdog is told that something has happened
 
     def begin_at(self, steps: int) -> None:
         self._step()
