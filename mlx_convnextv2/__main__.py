@@ -1,4 +1,4 @@
-"""`python -m mlx_convnextv2 COMMAND ...`, which is the same as `python -m mlx_convnextv2.COMMAND ...`."""
+"""`python -m mlx_convnextv2 COMMAND ...` is the same as `python -m mlx_convnextv2.COMMAND ...`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     lines = "".join(f"\n  {name:<9}  {purpose}" for name, purpose in COMMANDS.items())
     parser = terminal.parser("", f"ConvNeXt V2 image classification in Apple MLX.\n\ncommands:{lines}", _EXAMPLES)
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help="one of the commands above")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its own: COMMAND --help")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="its arguments; see COMMAND --help")
     return parser
 
 

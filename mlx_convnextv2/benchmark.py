@@ -119,7 +119,7 @@ def _add_runs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_plot(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw them (png, svg or pdf)")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="also draw the figures (png, svg or pdf)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Measure, print, and write the files; the exit status is 1 where a peer failed or answered differently."""
+    """Measure, print, and write the files. The exit status is 1 if a peer failed or answered differently."""
     from . import benchmarking
     from .files import output_files
 
@@ -155,14 +155,14 @@ def benchmark(args: argparse.Namespace) -> int:
         report = measure(**options, watch=watch)
     finally:
         if json_file and latest and (latest.contenders or latest.results or latest.failures):
-            latest.write(json_file)  # before an error or an interruption, too
+            latest.write(json_file)  # also after an error or an interruption
     if plot:
         plots.draw(report, plot)
     return terminal.SOME_FAILED if report.failures else terminal.DONE
 
 
 def _show(report: Report[Any], news: News) -> None:
-    """Print what was found; what went wrong goes to standard error."""
+    """Print new results. Failures go to standard error."""
     from .benchmarking import tables
 
     for one in news:

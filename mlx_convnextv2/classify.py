@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def classify(args: argparse.Namespace) -> int:
-    """Classify and print; the exit status says whether all images, some or none could be done."""
+    """Classify and print. The exit status says whether all images, some or none succeeded."""
     model = str(DEMO) if args.demo else DEFAULT_MODEL if args.model is None else args.model
     if sys.stderr.isatty():
         terminal.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
@@ -119,9 +119,9 @@ def classify(args: argparse.Namespace) -> int:
 
 
 class Stream(io.BytesIO):
-    """What came through a pipe, read by the main thread: another one that waits for it could not be interrupted.
+    """The content of a pipe, read by the main thread, because another thread waiting for it cannot be interrupted.
 
-    `name` is what to call it in an error, `argument` what the user called it.
+    `name` is its name in errors, and `argument` is the user's name for it.
     """
 
     def __init__(self, file: BinaryIO, name: str, argument: str):
@@ -133,7 +133,7 @@ class Stream(io.BytesIO):
 
 
 def find_inputs(arguments: Sequence[str]) -> list[Any]:
-    """The images that the arguments name: paths and standard input, folders replaced by what they hold, if anything."""
+    """The images named by the arguments: paths and standard input. A folder with images is replaced by its images."""
     from .images.decode import find_images, is_pipe
 
     images: list[Any] = []
@@ -152,7 +152,7 @@ def find_inputs(arguments: Sequence[str]) -> list[Any]:
 
 
 def _shortest(path: Path) -> str:
-    """The path from here or from the root, whichever is shorter to read."""
+    """The relative or the absolute path, whichever is shorter."""
     return min(os.path.relpath(path), str(path), key=len)
 
 
@@ -161,7 +161,7 @@ def _name(result: Result) -> str:
 
 
 def _table() -> Callable[[Result], str]:
-    """A block for each image: its name, and a line for each label with the score as a number and as a bar."""
+    """A block for each image: its name, then a line for each label with its score as a number and a bar."""
     eighths = " ▏▎▍▌▋▊▉█" if _can_print("█") else " ......##"
 
     def bar(score: float) -> str:
@@ -192,7 +192,7 @@ def _json() -> Callable[[Result], str]:
 
 
 def _csv() -> Callable[[Result], str]:
-    """A header, and one line for each label of each image, or for its error."""
+    """A header, then one line for each label of each image, or for the image's error."""
     lines: list[str] = []
 
     class Sink:

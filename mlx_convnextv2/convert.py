@@ -70,9 +70,9 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _keep_large_buffers() -> None:
-    """Let glibc use buffers again whatever their size.
+    """Make glibc reuse buffers of any size.
 
-    It would return each one over 32 MB to the system, and the fresh pages of the next cost as much as the cast.
+    By default it returns each buffer over 32 MB to the system. The new pages for the next one cost as much as the cast.
     """
     mmap_threshold, trim_threshold = -3, -1  # malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
     parser.add_argument(
-        "--split", choices=_SPLITS, help="the images to take (default: test/, else val/, else those not trained with)"
+        "--split", choices=_SPLITS, help="the images to take (default: test/, else val/, else images not trained on)"
     )
     parser.add_argument(
         "--labels", metavar="FILE", help="which folder is which class: a name a line in the model's order, or JSON"
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Measure, print, and write the files; the exit status is 1 where an image could not be read."""
+    """Measure, print, and write the files. The exit status is 1 if an image could not be read."""
     options = vars(args)
     files = {name: options.pop(name) for name in ("json", "csv", "plot", "report")}
     if sys.stderr.isatty():
@@ -83,7 +83,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Watch]:
-    """A bar with the accuracy so far, on a terminal; where it is interrupted, that is said anywhere."""
+    """A bar with the accuracy so far, on a terminal only. An interruption is always reported."""
     from tqdm import tqdm
 
     done, total, right = 0, 0, 0

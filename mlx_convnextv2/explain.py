@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--demo", action="store_true", help="use the bundled digits checkpoint, by default on a digit")
-    parser.add_argument("--label", metavar="L", help="a label or its index (default: each picture's first)")
+    parser.add_argument("--label", metavar="L", help="a label or its index (default: each picture's best)")
     parser.add_argument("--against", metavar="L", default="mean", help="another label (default: the mean of all)")
     parser.add_argument(
         "--layer", metavar="S", help="stem, stage1, ...: earlier ones are finer (default: the last stage)"
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explain(args: argparse.Namespace) -> int:
-    """Explain, write or print; the exit status says whether all images, some or none could be done."""
+    """Explain, and write or print. The exit status says whether all images, some or none succeeded."""
     model = str(DEMO) if args.demo else args.model or DEFAULT_MODEL
     if sys.stderr.isatty():
         terminal.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
@@ -113,7 +113,7 @@ def explain(args: argparse.Namespace) -> int:
 
 
 def _inputs(arguments: Sequence[str]) -> list[Any]:
-    """The images that the arguments name: folders stay whole, so that their heat maps lie in folders, too."""
+    """The images named by the arguments. Folders are not expanded, because their heat maps keep the subfolders."""
     images: list[Any] = []
     for argument in arguments:
         images += [argument] if os.path.isdir(argument) else find_inputs([argument])

@@ -23,7 +23,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = terminal.parser(
         "export", "Write a model for an app: for MLX (C++, Swift, Python), Core ML or ONNX Runtime.", _EXAMPLES
     )
-    parser.add_argument("--format", choices=("mlx", "coreml", "onnx"), default="mlx", help="who runs it (default: mlx)")
+    parser.add_argument(
+        "--format", choices=("mlx", "coreml", "onnx"), default="mlx", help="what to write (default: mlx)"
+    )
     parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
     parser.add_argument("--demo", action="store_true", help="export the bundled digits checkpoint")
@@ -42,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", choices=("uint8", "float32"), help="an ONNX model's pixels (default: uint8)")
     parser.add_argument("--features", action="store_true", help="return the pooled embedding too")
     terminal.add_quantization(parser, "palette")
-    parser.set_defaults(q_mode=None)  # each format has its own
+    parser.set_defaults(q_mode=None)  # each format has its own default
     return parser
 
 

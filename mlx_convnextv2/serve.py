@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: its own)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: 8000)")
-    parser.add_argument("--api-key", metavar="KEY", help=f"what clients must send; better in ${_KEY_VARIABLE}")
+    parser.add_argument("--api-key", metavar="KEY", help=f"the key clients must send; better in ${_KEY_VARIABLE}")
     parser.add_argument("--allow-anyone", action="store_true", help="listen beyond this machine without a key")
     parser.add_argument(
         "--allow-host", action="append", default=[], metavar="NAME", help="a further name of the server"

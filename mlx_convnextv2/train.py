@@ -38,8 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", metavar="FILE", help="a YAML file with options; those given here win")
     parser.add_argument("--upload-repo", metavar="REPO", help="publish the result as this repository of the Hub")
-    parser.add_argument("--show-batch", metavar="FILE", help="write what the model will see as a picture, and end")
-    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run (give --output alone)")
+    parser.add_argument("--show-batch", metavar="FILE", help="write the model's input as a picture, and exit")
+    parser.add_argument("--resume", action="store_true", help="go on with an unfinished run (give only --output)")
     for option in fields(Options):
         _add(parser, option.name, option.default, option.metadata)
     return parser
@@ -89,7 +89,7 @@ def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
 
 
 def _add(parser: argparse.ArgumentParser, name: str, default: Any, metadata: Any) -> None:
-    """An option for a field, None where it is not given, so that a file's value counts."""
+    """Add an option for a field. It is None if it is not given, and a file's value counts then."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(default, bool):
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=metadata["help"])

@@ -6,7 +6,7 @@
     serve("facebook/convnextv2-tiny-1k-224", port=8000)  # until it is stopped
     app = make_app(ImageClassifier("./my-finetune"), Limits(max_body=2**20))  # an ASGI app, for a server of your own
 
-Needs the extra `serve`. docs/serving.md has the endpoints, the limits and what is refused.
+Needs the extra `serve`. docs/serving.md describes the endpoints, the limits and what is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..runtime import mlx_blas
 
-mlx_blas.load()  # before a module of this room imports MLX
+mlx_blas.load()  # before a module of this folder imports MLX
 
 if TYPE_CHECKING:
     from .app import make_app as make_app

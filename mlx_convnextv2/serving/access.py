@@ -1,4 +1,4 @@
-"""Who may ask: the name that a browser calls the server by, the page that asks, and the key."""
+"""Access control: the name that a browser uses for the server, the page that sends the request, and the key."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .page_files import PAGE_FILES
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _SHORTEST_KEY = 8
 
-# What anybody may see: the page, which asks for the key itself, and whether the server lives.
+# Open to everyone: the page, which asks for the key itself, and whether the server is up.
 _OPEN = {*PAGE_FILES, "/health", "/health/live", "/health/ready"}
 
 
@@ -25,12 +25,11 @@ class Access:
     """Checks a request's headers, before its body is read.
 
     Args:
-        hosts: names that a Host header may have, apart from its port. Another name means that a page of another site
-            has had its own name lead here (DNS rebinding). An address is no name that a site could have, so that all
-            are allowed where `addresses` says so.
-        addresses: allow any IP address for a Host.
-        origins: other sites whose pages may ask, such as "https://example.org".
-        api_key: what a client has to send as `Authorization: Bearer KEY`; None asks for nothing.
+        hosts: names allowed in a Host header, without the port. Another name means that another site has pointed its
+            own name at this server (DNS rebinding).
+        addresses: allow any IP address in a Host header. This is safe because a site cannot take an address as a name.
+        origins: other sites whose pages may send requests, such as "https://example.org".
+        api_key: the key that a client must send as `Authorization: Bearer KEY`; None requires no key.
     """
 
     hosts: frozenset[str] = frozenset(LOCAL_NAMES)
@@ -58,7 +57,7 @@ class Access:
             self._check_key(headers.get("authorization", ""))
 
     def is_foreign(self, origin: str | None) -> bool:
-        """Whether the answer may be read by a page of another site, which was allowed to ask."""
+        """Whether `origin` is an allowed page of another site, which may read the answer."""
         return origin is not None and origin in self.origins
 
     def _check_host(self, host: str) -> None:
@@ -68,7 +67,7 @@ class Access:
         raise RefusedError(421, f"this server is not called {short(name)}: allow the name with --allow-host")
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
-        """A page of another site must not ask, even where it could not read the answer."""
+        """Refuse pages of other sites, even though they could not read the answer."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is not None:
             own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() and origin != "null"
@@ -86,7 +85,7 @@ class Access:
 
 
 def access_for(host: str, hosts: Iterable[str] = (), origins: Iterable[str] = (), api_key: str | None = None) -> Access:
-    """What a server that listens on `host` should allow: its own names and addresses, and what is asked for."""
+    """The access for a server that listens on `host`: its own names and addresses, and those given here."""
     if is_local(host):
         names = {*LOCAL_NAMES, host}
     else:
@@ -96,7 +95,7 @@ def access_for(host: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches a server that listens on this name or address."""
+    """Whether a server that listens on this name or address can be reached only from this machine."""
     if is_address(host):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
@@ -111,7 +110,7 @@ def is_address(name: str) -> bool:
 
 
 def host_name(host: str) -> str:
-    """A Host header without its port and the brackets of IPv6: "[::1]:8000" -> "::1"."""
+    """A Host header without its port and IPv6 brackets: "[::1]:8000" -> "::1"."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()

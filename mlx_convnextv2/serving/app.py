@@ -25,7 +25,7 @@ from .metrics import Metrics
 from .page_files import PAGE_FILES, read_page_file
 from .service import Service
 
-_MOST_PIXELS_AS_THEY_ARE = 2_000_000  # of a picture that is not resized: 24 MB of pixel values
+_MOST_PIXELS_AS_THEY_ARE = 2_000_000  # for pictures that are not resized: 24 MB of pixel values
 
 
 def make_app(
@@ -38,15 +38,16 @@ def make_app(
 ) -> ASGIApp:
     """An ASGI app that serves a classifier.
 
-    `POST /` classifies as Hugging Face's inference clients ask, `POST /embed` and `POST /explain` do what they say,
-    `GET /` is a page for people; `/info`, `/health` and `/metrics` are for programs. No picture is written to disk.
+    `POST /` classifies with the protocol of Hugging Face's inference clients. `POST /embed` returns features and
+    `POST /explain` a heat map. `GET /` is a page for people; `/info`, `/health` and `/metrics` are for programs. No
+    picture is written to disk.
 
     Args:
-        classifier: its model computes in one thread of the app's own. Its processor's max_pixels becomes the limit's,
-            or less where pictures keep their size, because those that wait are held in float32.
+        classifier: its model runs in one thread of the app. Its processor's max_pixels is set to the limit, or lower if
+            pictures keep their size, because waiting pictures are held in float32.
         limits: None takes the defaults.
-        access: who may ask; None answers calls to localhost alone, of pages of its own.
-        name, card: what the page calls the model, and a text that it shows about it.
+        access: who may send requests; None allows only requests to localhost, and from its own pages.
+        name, card: the model's name and a text about it, for the page.
     """
     limits = limits or Limits()
     metrics = Metrics()
@@ -117,7 +118,7 @@ class _Endpoints:
         return Response(service.metrics.text(**gauges), media_type=metrics_module.CONTENT_TYPE)
 
     async def _served(self, request: Request, answer: Callable[[Body], Awaitable[Any]]) -> Any:
-        """The answer to a body, within the limits. Who is slow to send it takes no place of those who wait."""
+        """The answer to a body, within the limits. A slow sender does not take the place of a waiting request."""
         if self._service.full:
             raise busy()
         kind, query = request.headers.get("content-type", ""), dict(request.query_params)

@@ -1,4 +1,4 @@
-"""One thread that computes, and the pictures that wait for it, gathered into batches."""
+"""One thread computes; pictures that wait for it are gathered into batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 
 @dataclass
 class Job:
-    """One picture's pixel values (H, W, C), and what to compute of them."""
+    """One picture's pixel values (H, W, C), and what to compute from them."""
 
     what: Hashable
     pixel_values: np.ndarray
@@ -24,7 +24,7 @@ class Job:
 
     @property
     def key(self) -> Hashable:
-        """Jobs of one key may share a batch."""
+        """Jobs with the same key may share a batch."""
         return self.what, self.pixel_values.shape
 
 
@@ -33,21 +33,21 @@ Watch = Callable[[int, float], None]
 
 
 class Batcher:
-    """Runs `compute(what, pixel_values (N, H, W, C))`, which gives N results, in a thread of its own.
+    """Runs `compute(what, pixel_values (N, H, W, C))`, which returns N results, in a thread of its own.
 
-    A job waits `max_wait` seconds for others, but only where others are on their way: one client alone never waits.
+    A job waits up to `max_wait` seconds for others, but only if others are on their way. A single client never waits.
 
     Args:
-        compute: called in that thread alone.
+        compute: called only in that thread.
         max_batch, max_wait: as in `Limits`.
-        watch: told the size of each batch and the seconds that it took, in that thread.
+        watch: called in that thread with each batch's size and the seconds that it took.
     """
 
     def __init__(self, compute: Compute, max_batch: int, max_wait: float, watch: Watch = lambda *_: None):
         self._compute, self._watch = compute, watch
         self._max_batch, self._max_wait = max_batch, max_wait
         self._arrived: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._held: deque[Job] = deque()  # taken, but of another key than the batch that was under way
+        self._held: deque[Job] = deque()  # taken, but with another key than the current batch
         self._on_their_way = 0
         self._thread = threading.Thread(target=self._work, name="mlx_convnextv2 inference", daemon=True)
         self._thread.start()
@@ -57,7 +57,7 @@ class Batcher:
         return self._thread.is_alive()
 
     def expect(self, change: int) -> None:
-        """Say that so many more pictures are being decoded, or fewer; from the event loop's thread alone."""
+        """Change the number of pictures being decoded. Only the event loop's thread may call this."""
         self._on_their_way += change
 
     async def run(self, what: Hashable, pixel_values: np.ndarray) -> Any:
@@ -67,7 +67,7 @@ class Batcher:
         return await future
 
     def close(self) -> None:
-        """End the thread after what waits. Further jobs would wait for ever."""
+        """End the thread after the waiting jobs. Jobs added later would wait for ever."""
         self._arrived.put(None)
         self._thread.join()
 
@@ -83,7 +83,7 @@ class Batcher:
             _deliver(batch, outcomes)
 
     def _gather(self, first: Job) -> list[Job]:
-        """The batch that begins with a job: what fits and waits, or comes soon."""
+        """The batch that begins with a job. It adds jobs that fit and are waiting or arrive soon."""
         batch = [first]
         others = [job for job in self._held if job.key == first.key][: self._max_batch - 1]
         batch += others
@@ -96,7 +96,7 @@ class Batcher:
                 job = self._arrived.get(timeout=remaining) if waits else self._arrived.get_nowait()
             except queue.Empty:
                 break
-            if job is None:  # the end, which comes again after this batch
+            if job is None:  # the end mark: handle it after this batch
                 self._arrived.put(None)
                 break
             (batch if job.key == first.key else self._held).append(job)
@@ -104,7 +104,7 @@ class Batcher:
 
 
 def _deliver(batch: list[Job], outcomes: list[Any]) -> None:
-    """Wake those who wait, in their own thread, all with one call."""
+    """Wake all waiting tasks in their own thread with one call."""
 
     def wake() -> None:
         for job, outcome in zip(batch, outcomes, strict=True):

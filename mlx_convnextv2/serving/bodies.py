@@ -22,14 +22,14 @@ _JSON = "application/json"
 
 @dataclass(frozen=True)
 class Body:
-    """A picture's file and what else was asked for."""
+    """A picture's file and the request's parameters."""
 
     picture: bytes
     parameters: Mapping[str, Any]
 
 
 class Bodies:
-    """Reads bodies, and knows how many bytes of them are held."""
+    """Reads bodies, and counts the bytes that are held."""
 
     def __init__(self, limits: Limits):
         self._limits = limits
@@ -37,7 +37,7 @@ class Bodies:
 
     @contextmanager
     def reading(self) -> Iterator[_Reader]:
-        """Within it the bytes of one body count as held."""
+        """A context in which one body's bytes count as held."""
         reader = _Reader(self, self._limits)
         try:
             yield reader
@@ -54,8 +54,8 @@ class _Reader:
         """The whole body.
 
         Raises:
-            RefusedError: it is too large or too slow, or too much is held already.
-            DisconnectedError: the client went before its end.
+            RefusedError: the body is too large or too slow, or too much is already held.
+            DisconnectedError: the client left before the body's end.
         """
         announced = request.headers.get("content-length", "")
         if announced.isdecimal() and int(announced[:20]) > self._limits.max_body:
@@ -94,13 +94,13 @@ class _Reader:
 def parse(content: bytes, content_type: str, query: Mapping[str, str]) -> Body:
     """The picture in a body: its bytes as they are, or {"inputs": base64, "parameters": {...}} as JSON.
 
-    Parameters of the query count where the body has none of that name.
+    A parameter of the query is used if the body has none of that name.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == _JSON or (not kind and content.lstrip()[:1] == b"{"):
         picture, parameters = _from_json(content)
         return Body(picture, {**query, **parameters})
-    if kind.startswith(("multipart/", "text/")):  # what curl sends unasked, x-www-form-urlencoded, is taken for bytes
+    if kind.startswith(("multipart/", "text/")):  # curl's default, x-www-form-urlencoded, is read as bytes
         sentence = f"a body of the type {short(kind)} is not read: send the picture's bytes, or JSON with base64"
         raise RefusedError(415, sentence)
     if not content:

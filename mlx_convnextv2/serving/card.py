@@ -1,4 +1,4 @@
-"""What the page and programs learn about the model."""
+"""The description of the model, for the page and for programs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..model.quantization import count_parameters
 
 
 def describe_model(classifier: ImageClassifier, name: str, card: str) -> dict[str, Any]:
-    """Its name, size, labels' number, layers and what computes it, for /info."""
+    """The model's name, size, number of labels, layers and implementation, for /info."""
     model, config = classifier.model, classifier.model.config
     weights = dict(tree_flatten(model.parameters()))
     quantization = config.extra.get("quantization")
@@ -38,7 +38,7 @@ def describe_model(classifier: ImageClassifier, name: str, card: str) -> dict[st
 
 
 def _map_sides(classifier: ImageClassifier) -> list[int] | None:
-    """The positions on a side of each layer's heat map, or None where pictures keep their size."""
+    """The positions on a side of each layer's heat map, or None if pictures keep their size."""
     processor, config = classifier.processor, classifier.model.config
     if not processor.do_resize:
         return None

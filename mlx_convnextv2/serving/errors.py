@@ -1,10 +1,10 @@
-"""What a client is told that cannot be served."""
+"""Errors for clients that cannot be served."""
 
 from __future__ import annotations
 
 
 class RefusedError(Exception):
-    """A status, and a sentence that says what to do; `headers` go with the answer."""
+    """A status, and a sentence that says what to do. `headers` go with the answer."""
 
     def __init__(self, status: int, sentence: str, headers: dict[str, str] | None = None):
         super().__init__(sentence)
@@ -12,7 +12,7 @@ class RefusedError(Exception):
 
 
 class DisconnectedError(Exception):
-    """The client has gone: there is nobody to answer."""
+    """The client has gone, so there is nobody to answer."""
 
 
 def busy() -> RefusedError:

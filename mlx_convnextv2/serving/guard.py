@@ -1,4 +1,4 @@
-"""Around the app: who may ask, headers that keep browsers strict, errors as JSON, and the clock."""
+"""The layer around the app: access control, headers that keep browsers strict, errors as JSON, and timing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .metrics import Metrics
 logger = logging.getLogger("mlx_convnextv2.serving")
 
 _READ_ON_SECONDS = 2.0
-_CLIENT_GONE = 499  # as others log a client that went before its answer
+_CLIENT_GONE = 499  # other servers log this too for a client that left before its answer
 _STATUS_SENTENCES = {404: "there is nothing here: POST a picture to /", 405: "this method is not for this path"}
 
-# The page loads nothing but its own files, sends nothing elsewhere, and stands in no other page.
+# The page loads only its own files, sends nothing elsewhere, and cannot be framed by another page.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
     "form-action 'none'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; "
@@ -60,7 +60,7 @@ class Guard:
         exchange = _Exchange(headers, receive, send, self._extra_headers(headers.get("origin")))
         try:
             self._access.check(scope["method"], scope["path"], headers)
-            if exchange.unread and scope["method"] != "POST":  # which would be read on and on behind the answer
+            if exchange.unread and scope["method"] != "POST":  # it would be read on and on after the answer
                 raise RefusedError(400, f"a {cut(printable(scope['method']), 20)} has no body")
             if scope["method"] == "OPTIONS" and self._access.is_foreign(headers.get("origin")):
                 await exchange.answer(204, b"", _PREFLIGHT)
@@ -71,7 +71,7 @@ class Guard:
             exchange.status = exchange.status or _CLIENT_GONE
         except Exception as error:
             refusal = _refusal(error, scope)
-            if exchange.status:  # the answer has begun, and cannot be taken back
+            if exchange.status:  # the answer has begun
                 raise RuntimeError("the answer could not be ended") from error
             self._metrics.refused.add(str(refusal.status))
             content = json.dumps({"error": refusal.sentence}).encode()
@@ -91,7 +91,7 @@ class Guard:
 
 
 def _refusal(error: Exception, scope: Scope) -> RefusedError:
-    """An error as what the client is told."""
+    """The refusal that tells the client about an error."""
     if isinstance(error, RefusedError):
         return error
     if isinstance(error, HTTPException):
@@ -110,7 +110,7 @@ _PREFLIGHT = {
 
 
 class _Exchange:
-    """A request and its answer: what has been read of the one, and the status of the other, 0 before it has begun."""
+    """A request and its answer: whether the body is still unread, and the answer's status, 0 before it has begun."""
 
     def __init__(self, headers: Headers, receive: Receive, send: Send, extra: list[tuple[bytes, bytes]]):
         self._receive, self._send, self._extra = receive, send, extra
@@ -129,7 +129,7 @@ class _Exchange:
         await self._send(message)
 
     async def answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
-        """The whole answer. The rest of the body is read for a moment, for a connection that is reset loses it."""
+        """Send the whole answer. The rest of the body is read for a moment, because a reset would lose the answer."""
         given = {"Content-Type": "application/json", "Content-Length": str(len(content)), "Cache-Control": "no-store"}
         given |= {**headers, "Connection": "close"} if self.unread else headers
         encoded = [(name.lower().encode(), value.encode("latin-1")) for name, value in given.items()]

@@ -1,4 +1,4 @@
-"""What one client, or all of them together, may ask of the server."""
+"""Limits on what one client, or all clients together, may ask of the server."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True)
 class Limits:
-    """All are enforced before the memory is taken that they limit.
+    """Each limit is enforced before the memory that it limits is taken.
 
     Args:
         max_body: bytes of one request.
         max_total_bytes: bytes of the bodies of all requests that are being read or wait.
-        max_pixels: of a picture, before it is decoded.
-        max_waiting: requests that are being read, wait or are computed; the next is told to come again (503).
+        max_pixels: pixels of a picture, checked before it is decoded.
+        max_waiting: requests being read, waiting or being computed; the next is told to come again (503).
         max_connections: open connections; the next is told to come again (503).
-        header_seconds: for a request's first line and headers.
-        body_seconds: for a request's body (408).
-        write_seconds: for a client to take what it was sent, before it is cut off.
-        keep_alive_seconds: for an idle connection.
-        drain_seconds: for what is under way when the server is asked to stop.
+        header_seconds: time for a request's first line and headers.
+        body_seconds: time for a request's body (408).
+        write_seconds: time for a client to read what it was sent, before it is cut off.
+        keep_alive_seconds: time for an idle connection.
+        drain_seconds: time for requests under way when the server is asked to stop.
         max_batch: pictures that go through the model at once.
         max_wait: seconds that a picture waits for others that are on their way.
         max_side: pixels of the longer side of a heat map's picture.

@@ -1,4 +1,4 @@
-"""Counts and times in the text format that Prometheus reads (version 0.0.4)."""
+"""Counts and times in Prometheus's text format (version 0.0.4)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PREFIX = "mlx_convnextv2_"
 
 
 class Counter:
-    """A number for each combination of labels, which only grows. The labels' values must be few."""
+    """A number for each combination of labels. It only grows. The labels must have few values."""
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = ()):
         self.name, self.help, self._labels = _PREFIX + name, help, tuple(labels)
@@ -38,7 +38,7 @@ class Counter:
 
 
 class Histogram:
-    """How many observations were at most each of the bounds, and their sum."""
+    """The number of observations up to each bound, and the sum of all observations."""
 
     def __init__(self, name: str, help: str, bounds: Sequence[float] = SECONDS):
         self.name, self.help, self._bounds = _PREFIX + name, help, tuple(bounds)
@@ -52,7 +52,7 @@ class Histogram:
             self._sum += value
 
     def mean(self) -> float:
-        """0 where nothing was observed."""
+        """The mean, or 0 without observations."""
         with self._lock:
             count = sum(self._counts)
             return self._sum / count if count else 0.0
@@ -70,7 +70,7 @@ class Histogram:
 
 
 class Metrics:
-    """What the server counts."""
+    """The server's metrics."""
 
     def __init__(self) -> None:
         self.requests = Counter("requests_total", "Requests answered.", ("path", "status"))
@@ -86,7 +86,7 @@ class Metrics:
         self.batch.observe(pictures)
 
     def text(self, **gauges: float) -> str:
-        """All of them, and gauges by name."""
+        """All metrics, and gauges by name."""
         lines: list[str] = []
         for metric in vars(self).values():
             lines += metric.lines()
@@ -98,7 +98,7 @@ class Metrics:
 
 
 def resident_bytes() -> int | None:
-    """The memory that this process holds, where the system tells."""
+    """The memory that this process holds in bytes, or None if the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

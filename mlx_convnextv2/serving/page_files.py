@@ -1,4 +1,4 @@
-"""The page's files, which lie in the folder `page`."""
+"""The page's files, from the folder `page`."""
 
 from __future__ import annotations
 

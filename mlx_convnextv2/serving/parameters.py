@@ -1,4 +1,4 @@
-"""What a request asks for besides its picture. Values come as JSON, or as text in a query."""
+"""A request's parameters. Values come as JSON, or as text in a query."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FUNCTIONS = ("softmax", "sigmoid", "none")
 
 
 def check_known(parameters: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    """Refuse a parameter that would be left out in silence."""
+    """Refuse unknown parameters, which would otherwise be ignored silently."""
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         names = some([short(name) for name in unknown])
@@ -31,7 +31,7 @@ def top_k(parameters: Mapping[str, Any], default: int = 5) -> int:
 
 
 def function_to_apply(parameters: Mapping[str, Any], default: str) -> str:
-    """The name of what turns logits into scores."""
+    """The name of the function that turns logits into scores."""
     value = parameters.get("function_to_apply")
     if value is None:
         return default
@@ -41,7 +41,7 @@ def function_to_apply(parameters: Mapping[str, Any], default: str) -> str:
 
 
 def label(parameters: Mapping[str, Any], name: str) -> int | str | None:
-    """A label's name or index, which in a query is #INDEX."""
+    """A label's name or index. In a query, an index is written #INDEX."""
     value = parameters.get(name)
     if value is None or value == "":
         return None
@@ -53,7 +53,7 @@ def label(parameters: Mapping[str, Any], name: str) -> int | str | None:
 
 
 def text(parameters: Mapping[str, Any], name: str, allowed: tuple[str, ...], default: str | None) -> str | None:
-    """One of some words."""
+    """A parameter whose value must be one of the allowed words."""
     value = parameters.get(name)
     if value is None or value == "":
         return default

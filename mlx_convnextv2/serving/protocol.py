@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, with an end to what a client may keep open without asking or reading."""
+"""uvicorn's HTTP/1.1, with time limits for clients that neither send nor read."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
             self._close_soon()
 
         def _close_soon(self) -> None:
-            """Close, also where the client does not read what it was sent."""
+            """Close the connection, even if the client does not read what it was sent."""
             self.transport.close()
             self.loop.call_later(limits.write_seconds, self.transport.abort)
 

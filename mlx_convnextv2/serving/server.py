@@ -42,22 +42,22 @@ def serve(
     name: str = "",
     on_start: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve a model until the process is asked to stop (SIGTERM, Ctrl-C): what is under way is answered first.
+    """Serve a model until the process is asked to stop (SIGTERM, Ctrl-C). Requests under way are answered first.
 
     Args:
         model: a Hub id, a folder, or an `ImageClassifier`.
         dtype, revision: as for `load`.
         limits, name: as for `make_app`. The page shows the model card of a folder.
-        host, port: where to listen; port 0 takes a free one.
-        api_key: what clients have to send as `Authorization: Bearer KEY`.
-        allow_hosts: further names that the server is called by.
-        allow_origins: other sites whose pages may ask.
+        host, port: where to listen; port 0 takes a free port.
+        api_key: the key that clients must send as `Authorization: Bearer KEY`.
+        allow_hosts: further names of the server.
+        allow_origins: other sites whose pages may send requests.
         allow_anyone: listen beyond this machine without a key.
-        on_start: told the address, once it is listened on.
+        on_start: called with the address when the server listens.
 
     Raises:
-        OSError: the address cannot be listened on.
-        ValueError: it is beyond this machine, and there is no key.
+        OSError: the server cannot listen on the address.
+        ValueError: the address can be reached from other machines, and there is no key.
         FileNotFoundError, OSError, ValueError: the model cannot be loaded (see `load`).
     """
     if not is_local(host) and api_key is None and not allow_anyone:
@@ -79,8 +79,8 @@ def serve(
 
 
 def make_server(app: ASGIApp, limits: Limits, on_start: Callable[[], None] = lambda: None) -> uvicorn.Server:
-    """uvicorn's server for an app of `make_app`, with what of the limits an app cannot enforce."""
-    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # what matters, Guard logs
+    """uvicorn's server for an app of `make_app`. It enforces the limits that an app cannot."""
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # Guard logs what matters
     config = uvicorn.Config(
         app,
         http=guarded_protocol(limits),
@@ -99,7 +99,7 @@ def make_server(app: ASGIApp, limits: Limits, on_start: Callable[[], None] = lam
 
 
 def _read_card(folder: Path) -> str:
-    """The model card of a local folder, or nothing."""
+    """The model card of a local folder, or an empty text."""
     try:
         with open(folder / CARD_FILE, encoding="utf-8", errors="replace") as file:
             return file.read(_MOST_OF_A_CARD)
@@ -108,7 +108,7 @@ def _read_card(folder: Path) -> str:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, for which a signal is a wish to stop rather than an end of the process."""
+    """uvicorn's server. A signal asks it to stop, and does not end the process."""
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None]):
         super().__init__(config)
@@ -132,7 +132,7 @@ class _Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens already, so that a port in use is known before a model is loaded."""
+    """A socket that already listens: a port in use must be noticed before a model is loaded."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
@@ -141,7 +141,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(_BACKLOG)  # before this two processes can have one port
+        listener.listen(_BACKLOG)  # until then two processes can have the same port
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error

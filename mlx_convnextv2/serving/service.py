@@ -1,4 +1,4 @@
-"""What the server does with a picture: decode it in one of a few threads, compute in the one, and answer."""
+"""The work on a picture: one of a few threads decodes it, a single thread computes, and the server answers."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from .metrics import Metrics
 
 Outcome = TypeVar("Outcome")
 _MAX_DECODERS = 4  # each may hold a picture of `max_pixels`
-_COMPRESSION = 1  # of a PNG: the fastest, for it is sent once
+_COMPRESSION = 1  # of a PNG: the fastest, because each is sent once
 
 
 @dataclass
 class _Prepared:
-    """A picture's pixel values (H, W, C); to draw on, the picture, and the size that it had."""
+    """A picture's pixel values (H, W, C). For drawing, also the picture and its original size."""
 
     pixel_values: np.ndarray
     picture: Image.Image | None = None
@@ -55,7 +55,7 @@ class Service:
         self.draining = False
         self._decoders = ThreadPoolExecutor(min(available_cpus(), _MAX_DECODERS), "mlx_convnextv2 decode")
         self._embed: Callable[[mx.array], mx.array] | None = None
-        # numpy is no faster with several at once, and the first of a batch would wait for the last
+        # numpy is no faster with several pictures at once, and the first of a batch would wait for the last
         most = 1 if isinstance(classifier.predict, NumpyClassifier) else limits.max_batch
         self.batcher = Batcher(self._compute, most, limits.max_wait, metrics.saw_batch)
 
@@ -74,7 +74,7 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """A place among those that may be served; a RefusedError where all are taken."""
+        """A place among the requests that may be served. Raises a RefusedError if all are taken."""
         if self.full:
             raise busy()
         self.waiting += 1
@@ -104,7 +104,7 @@ class Service:
         return [float(value) for value in features]
 
     async def explain(self, body: Body) -> tuple[Explanation, bytes | None]:
-        """An explanation of the picture and a PNG, or None where "format" is "json"."""
+        """An explanation of the picture, and a PNG, or None if "format" is "json"."""
         wanted, config = body.parameters, self.classifier.model.config
         parse.check_known(wanted, ("label", "against", "layer", "method", "legend", "format"))
         label, against = parse.label(wanted, "label"), parse.label(wanted, "against")
@@ -151,12 +151,12 @@ class Service:
         )
 
     async def _run(self, what: Hashable, picture: bytes) -> Any:
-        """A picture through the model, as `what` says."""
+        """The model's result for a picture; `what` says which."""
         prepared = await self._prepared(lambda: self._prepare(picture))
         return await self.batcher.run(what, prepared.pixel_values)
 
     async def _prepared(self, prepare: Callable[[], _Prepared]) -> _Prepared:
-        """What one of the decoding threads makes of a picture."""
+        """Run `prepare` in one of the decoding threads."""
         self.batcher.expect(1)
         try:
             return await self.in_thread(prepare)
@@ -176,14 +176,14 @@ class Service:
         return _Prepared(self._pixel_values(io.BytesIO(content)))
 
     def _prepare_to_draw(self, content: bytes) -> _Prepared:
-        """In a decoding thread: the upright picture too, no larger than a heat map is drawn."""
+        """In a decoding thread. Also keeps the upright picture, no larger than its heat map is drawn."""
         picture = open_image(io.BytesIO(content), max_pixels=self.limits.max_pixels)
         prepared = _Prepared(self._pixel_values(picture), picture, picture.size)
         picture.thumbnail((self.limits.max_side, self.limits.max_side), Image.Resampling.LANCZOS)
         return prepared
 
     def _pixel_values(self, source: Any) -> np.ndarray:
-        """(H, W, C), large enough for the model."""
+        """The pixel values (H, W, C), checked to be large enough for the model."""
         array = self.classifier.processor.preprocess(source)
         height, width = self.classifier.model.config.min_image_shape
         if array.shape[0] < height or array.shape[1] < width:
@@ -191,7 +191,7 @@ class Service:
         return array
 
     def _compute(self, what: Hashable, pixel_values: np.ndarray) -> Sequence[Any]:
-        """In the thread that computes: N results for pixel values (N, H, W, C)."""
+        """In the thread that computes. N results for pixel values (N, H, W, C)."""
         batch = mx.array(pixel_values)
         if what == "logits":
             return list(np.array(self.classifier.predict(batch).astype(mx.float32)))
@@ -203,14 +203,14 @@ class Service:
         return list(zip(np.array(maps), np.array(logits), target.labels, strict=True))
 
     def _default_function(self) -> str:
-        """As transformers' pipeline: one logit, or several labels at once, are probabilities each for itself."""
+        """As transformers' pipeline: sigmoid for a single logit or for multi-label models, otherwise softmax."""
         config = self.classifier.model.config
         alone = config.problem_type == "multi_label_classification" or config.num_labels == 1
         return "sigmoid" if alone else "softmax"
 
 
 def _png(explanation: Explanation, legend: bool) -> bytes:
-    """The explained picture in its drawn size, which its box is not in."""
+    """The heat map over the picture. The box is scaled from the original size to the drawn one."""
     content = io.BytesIO()
     left, top, right, bottom = explanation.box
     across = explanation.image.width / explanation.size[0]

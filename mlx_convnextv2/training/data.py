@@ -32,7 +32,7 @@ def warn_of_few_images(splits: Splits) -> None:
 
 
 def warn_of_duplicates(splits: Splits, workers: int | None = None) -> int:
-    """Warn of equal files in both train and val, or in two classes. Returns the number of such files in val.
+    """Warn of equal files in both train and val, or in two classes. Returns how many files of val are also in train.
 
     A model has seen the files of train, so accuracy on their copies says nothing. Unreadable files are left to `open`.
     """

@@ -37,12 +37,14 @@ class Options:
         0.15, "share of each class to validate with, where there is no val/", kind=float, low=0, high=1, open=True
     )
     image_size: int | None = _option(None, "side of the images in pixels", kind=int, low=16, high=4096)
-    seed: int = _option(0, "of the split, the order and the augmentation", kind=int, low=0, high=2**32 - 1)
+    seed: int = _option(0, "seed of the split, the order and the augmentation", kind=int, low=0, high=2**32 - 1)
     workers: int | None = _option(None, "threads that read and augment images", kind=int, low=1, high=256)
     batch_size: int = _option(32, "images a step, of all processes together", kind=int, low=1, high=65536)
     l2: float | None = _option(None, "penalty on the head's weights; found by validation if absent", kind=float, low=0)
     epochs: int = _option(20, "passes over the images (with --full)", kind=int, low=1, high=100_000)
-    patience: int | None = _option(None, "end after so many epochs without a better validation result", kind=int, low=1)
+    patience: int | None = _option(
+        None, "stop after this many epochs without a better validation result", kind=int, low=1
+    )
     accumulate: int = _option(1, "parts that a step's batch is computed in, to save memory", kind=int, low=1, high=4096)
     lr: float | None = _option(None, "peak learning rate", kind=float, low=0, high=10)
     warmup_epochs: float | None = _option(None, "epochs of linear warm-up", kind=float, low=0)
@@ -51,9 +53,9 @@ class Options:
         None, "factor of the learning rate from layer to layer", kind=float, low=0, high=1
     )
     layer_groups: str | None = _option(
-        None, "what a layer is there: each block, or three of the deep stage", kind=str, choices=("single", "group")
+        None, "a layer for layer_decay: each block, or three of the deep stage", kind=str, choices=("single", "group")
     )
-    weight_decay: float | None = _option(None, "AdamW's; norms, biases and GRN have none", kind=float, low=0, high=10)
+    weight_decay: float | None = _option(None, "of AdamW; norms, biases and GRN have none", kind=float, low=0, high=10)
     drop_path: float | None = _option(None, "stochastic depth of the last block", kind=float, low=0, high=0.99)
     label_smoothing: float | None = _option(
         None, "share of a label spread over all classes", kind=float, low=0, high=0.99
@@ -80,7 +82,7 @@ class Options:
     )
     dtype: str | None = _option(
         None,
-        "of the computation; weights are trained in float32 whatever it is",
+        "type of the computation; weights are always trained in float32",
         kind=str,
         choices=("float32", "bfloat16", "float16"),
     )
