@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 from ..messages import short, some
 from .processor import ConvNextImageProcessor
 from .schemes import LAYER_NORM_EPS
@@ -12,7 +14,6 @@ from .weights import Weights, values_from_tensors
 
 TIMM_KEYS = ("architecture", "model_args")  # our config.json keeps these of timm's
 
-_PILLOW_FILTERS = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
 
 # timm's arguments that follow from the tensors or change nothing at inference.
 _TIMM_INERT_ARGS = {
@@ -59,13 +60,13 @@ def timm_processor(cfg: Mapping[str, Any]) -> ConvNextImageProcessor:
             f"pretrained_cfg has the input size {short(height)} x {short(width)}: only squares are supported"
         )
     interpolation = cfg.get("interpolation", "bicubic")
-    if interpolation not in _PILLOW_FILTERS:
+    if interpolation not in (known.name.lower() for known in Image.Resampling):
         raise ValueError(f"pretrained_cfg has the unknown interpolation {short(interpolation)}")
     return ConvNextImageProcessor(
         size=height,
         crop_pct=cfg.get("crop_pct", 0.875),
         crop_mode=cfg.get("crop_mode", "center"),
-        resample=_PILLOW_FILTERS[interpolation],
+        resample=Image.Resampling[interpolation.upper()],
         image_mean=cfg["mean"],
         image_std=cfg["std"],
     )

@@ -13,11 +13,8 @@ import numpy as np
 
 from ..checkpoints.checkpoint import Checkpoint
 from ..files.tensors import dtype_name, is_floating
+from ..ops.tolerances import CONVERTED
 from .references import Forward, forward_of, who_runs, works
-
-# The largest allowed difference, relative to the reference's largest magnitude: twenty roundings for the half types.
-# Quantization changes the numbers on purpose, so it has no limit.
-TOLERANCES = {"float32": 1e-5, "float16": 20 * 2.0**-11, "bfloat16": 20 * 2.0**-8}
 
 
 @dataclass(frozen=True)
@@ -74,7 +71,7 @@ def verify(source: Checkpoint, result: Checkpoint, images: int = 8) -> Verificat
         reference=name,
         images=images,
         difference=float(difference),
-        tolerance=None if quantized else max(TOLERANCES[dtype] for dtype in floats),
+        tolerance=None if quantized else max(CONVERTED[dtype] for dtype in floats),  # quantizing changes the numbers
         top1=_agreement(ours, expected, 1) if has_classes else None,
         top5=_agreement(ours, expected, 5) if has_classes else None,
     )

@@ -10,7 +10,6 @@ from typing import Any
 from .._version import __version__
 from ..checkpoints.model_card import weights_terms
 from ..images.processor import ImageProcessor
-from .description import PILLOW_FILTERS
 
 
 def describe(
@@ -49,12 +48,15 @@ def _advice(processor: ImageProcessor, shape: tuple[int, int]) -> tuple[str, str
     height, width = shape
     if not processor.do_resize:
         return f"{width} x {height} pixels, cut out as the model was trained.", "centerCrop"
-    filter_name = PILLOW_FILTERS[processor.resample]
+    name = processor.filter_name
     if squeezed := processor.resizes_to_square():
         cut = "" if squeezed == width else f", of which the middle {width} x {height}"
-        return f"The image squeezed to {squeezed} x {squeezed} ({filter_name}){cut}; Vision: scaleFill.", "scaleFill"
+        return (
+            f"The image squeezed to {squeezed} x {squeezed} ({name}){cut}; Vision: scaleFill.",
+            "scaleFill",
+        )
     return (
-        f"The image with its short side resized to {processor.short_side()} ({filter_name}), and of that the middle "
+        f"The image with its short side resized to {processor.short_side()} ({name}), and of that the middle "
         f"{width} x {height}. Vision's centerCrop is close: it resizes the short side to {width}.",
         "centerCrop",
     )

@@ -21,7 +21,6 @@ from ..model.labels import class_labels
 
 DESCRIPTION_FILE, README_FILE = "model.json", "README.md"
 FORMAT_VERSION = 1
-PILLOW_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
 def input_shape(model: ConvNextV2ForImageClassification, processor: ImageProcessor, name: str) -> tuple[int, int, int]:
@@ -90,9 +89,8 @@ def preprocessing(processor: ImageProcessor, shape: tuple[int, int, int]) -> dic
     if not processor.do_resize:
         return {"resize": None, "crop": None}
     side = shape[0]
-    filter_name = PILLOW_FILTERS[processor.resample] if processor.resample < len(PILLOW_FILTERS) else "unknown"
     # The version matters: from 13 on, Pillow sums rows and columns in another order, with a rounding in between.
-    resize: dict[str, Any] = {"filter": f"Pillow's {filter_name}", "pillow_version": PIL.__version__}
+    resize: dict[str, Any] = {"filter": f"Pillow's {processor.filter_name}", "pillow_version": PIL.__version__}
     squeezed = processor.resizes_to_square()
     resize |= {"width": squeezed, "height": squeezed} if squeezed else {"short_side": processor.short_side()}
     odd_margins = "down" if processor.crop_mode is None else "to even"  # how half a pixel is rounded

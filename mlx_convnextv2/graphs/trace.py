@@ -22,12 +22,11 @@ from ..files.names import GRAPH_FILE
 from ..images.processor import ImageProcessor
 from ..inference.fuse import chosen_operations, fuse
 from ..model.convnextv2 import ConvNextV2ForImageClassification
+from ..ops.tolerances import TRACED
 from .description import DESCRIPTION_FILE, README_FILE, describe, input_shape, readme, weights_dtype
 
 GRAPH = Kind("an exported model", ((GRAPH_FILE,), (DESCRIPTION_FILE,)))
 MAX_BATCH = 4096  # the C++ library takes no larger one
-# Traced graph against Python model, relative to the largest probability: the same operations in another order.
-_TOLERANCES = {"float32": 1e-5, "float16": 2.0**-8, "bfloat16": 2.0**-5}
 
 
 def export_model(
@@ -136,7 +135,7 @@ def _check(file: Path, run: Callable[[mx.array], Any], shape: tuple[int, ...], d
             ) from None
         if not np.isfinite(np.array(expected)).all():
             raise ValueError("the model's outputs are not finite: its weights are damaged, or too large for its dtype")
-        if not difference <= _TOLERANCES[dtype]:  # NaN too
+        if not difference <= TRACED[dtype]:  # NaN too
             raise ValueError(f"the traced graph differs from the model by {difference:.1e}: report this")
 
 

@@ -41,6 +41,7 @@ _MAX_SILENCE = 30.0  # seconds without data from a named pipe
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _AVIF_BRANDS = (b"avif", b"avis")
 
+# ImageOps.exif_transpose also writes the EXIF data anew, which fails where another part of it is damaged.
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # the inverse of each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,

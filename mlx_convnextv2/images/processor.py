@@ -213,6 +213,11 @@ class ImageProcessor:
         """The length of an image's short side before the middle is cut out."""
         return int(self.size["shortest_edge"] / self.crop_pct)
 
+    @property
+    def filter_name(self) -> str:
+        """Pillow's name of the filter, such as "bicubic"."""
+        return Image.Resampling(self.resample).name.lower()
+
     def resizes_to_square(self) -> int | None:
         """The side of the square that all images are squeezed to, or None if they keep their shape."""
         if self.crop_mode == "squash":

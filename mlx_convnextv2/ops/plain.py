@@ -55,6 +55,7 @@ def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> mx.array:
     return global_response_norm(gelu(x), weight, bias)
 
 
+# nn's forms of these are compiled, for which MLX on Linux needs a C++ compiler at run time.
 def gelu_tanh(x: mx.array) -> mx.array:
     """The tanh approximation of GELU (section 2 of arXiv:1606.08415). Any shape, kept; dtype kept."""
     return 0.5 * x * (1 + mx.tanh((2 / mx.pi) ** 0.5 * (x + 0.044715 * x**3)))

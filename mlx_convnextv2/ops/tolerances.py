@@ -11,4 +11,6 @@ def tolerances(float32: float, roundings: int) -> dict[str, float]:
 
 
 KERNEL = tolerances(1e-5, roundings=2)  # one operation, compared with plain MLX in float32
+CONVERTED = tolerances(1e-5, roundings=20)  # a converted checkpoint, compared with its source
+TRACED = tolerances(1e-5, roundings=8)  # a graph, compared with the model that it was traced from
 CONTENDER = tolerances(1e-4, roundings=40)  # the logits of another library in the same dtype

@@ -16,7 +16,8 @@ from source_keys import original_key  # noqa: E402
 
 from mlx_convnextv2.checkpoints.checkpoint import Checkpoint  # noqa: E402
 from mlx_convnextv2.conversion.convert import convert  # noqa: E402
-from mlx_convnextv2.conversion.verify import TOLERANCES, verify  # noqa: E402
+from mlx_convnextv2.conversion.verify import verify  # noqa: E402
+from mlx_convnextv2.ops.tolerances import CONVERTED  # noqa: E402
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore:.*images are prepared")]
 
@@ -46,13 +47,13 @@ def source(request, theirs, tmp_path):
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("dtype", list(CONVERTED))
 def test_a_conversion_passes(source, tmp_path, dtype, to):
     path, reference = source
     verification = convert(path, tmp_path / "out", dtype=dtype, to=to, verify=True).verification
     assert verification.reference == reference
     assert verification.passed
-    assert verification.tolerance == TOLERANCES[dtype]
+    assert verification.tolerance == CONVERTED[dtype]
     assert verification.top1 == 1
 
 
