@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import sys
 from collections.abc import Sequence
 
@@ -50,8 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _convert(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         terminal.say(f"Loading {args.hf_path} ...")  # before the slow imports
-    _keep_large_buffers()
     from .conversion.convert import convert
+    from .runtime.heap import keep_freed_memory
+
+    keep_freed_memory()
 
     options = {name: value for name, value in vars(args).items() if name not in ("hf_path", "mlx_path")}
     conversion = convert(args.hf_path, args.mlx_path, **options)
@@ -67,18 +68,6 @@ def _convert(args: argparse.Namespace) -> int:
         if not conversion.verification.passed:
             raise ValueError(f"the numbers of {args.mlx_path} differ more than rounding explains: do not use it")
     return terminal.DONE
-
-
-def _keep_large_buffers() -> None:
-    """Make glibc reuse buffers of any size.
-
-    By default it returns each buffer over 32 MB to the system. The new pages for the next one cost as much as the cast.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:  # musl has none
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 if __name__ == "__main__":

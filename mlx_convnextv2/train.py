@@ -65,8 +65,10 @@ def train(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
     if not good:
         parser.error("give --data DIR and --output OUT; with --resume --output OUT alone")
     from . import training
+    from .runtime.heap import keep_freed_memory
     from .training.bars import Bars
 
+    keep_freed_memory()
     model = model or terminal.DEFAULT_MODEL
     if picture is not None:
         for name in ("overwrite", "upload_repo"):

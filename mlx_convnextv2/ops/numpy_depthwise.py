@@ -78,7 +78,7 @@ def depthwise_layer_norm_gradient(
     The input's gradient is the convolution of the result's gradient with the flipped taps.
     """
     gradient, dx = new(x.shape)
-    _, convolved = new(x.shape)  # the gradient of the convolution's result
+    convolved = scratch("through norm", *x.shape)  # the gradient of the convolution's result
     image, taps, w, normed, scales, dy = map(as_numpy, (x, weight, norm_weight, saved, saved_scales, cotangent))
     flipped = np.ascontiguousarray(taps[:, ::-1, ::-1, 0].transpose(1, 2, 0))  # (C, 7, 7, 1) -> (7, 7, C)
     channels = len(w)

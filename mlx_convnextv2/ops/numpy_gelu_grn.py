@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..runtime.threads import scratch
-from .activations import ERF, gated, tanh_of_polynomial
+from .activations import ERF, tanh_of_polynomial
 from .numpy_parts import as_numpy, deal, new, parts_of, sum_by_image, sum_of_rows
 from .plain import FLOAT32_TINY
 
@@ -28,11 +29,12 @@ def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, m
     squares: list[np.ndarray] = [np.empty(0)] * len(parts)
 
     def activate(i: int) -> None:
-        y[parts[i]] = hidden[parts[i]]
-        flat = y[parts[i]].reshape(-1)
-        for start in range(0, flat.size, CHUNK):
-            gated(flat[start : start + CHUNK], ERF)
-        squares[i] = np.einsum("nhwd,nhwd->nd", y[parts[i]], y[parts[i]])
+        square: np.ndarray = np.zeros((len(hidden[parts[i]]), len(w)), np.float32)
+        for image, h, a in _chunks(hidden[parts[i]], y[parts[i]]):
+            _normal_distribution(h, out=a)
+            np.multiply(a, h, out=a)
+            square[image] += np.einsum("pd,pd->d", a, a)
+        squares[i] = square
 
     deal(activate, range(len(parts)))
     sums = sum_by_image(parts, squares, len(hidden))
@@ -41,8 +43,9 @@ def gelu_grn(x: mx.array, weight: mx.array, bias: mx.array) -> tuple[mx.array, m
 
     def scale(i: int) -> None:
         images, _ = parts[i]
-        np.multiply(y[parts[i]], factors[images, None, None], out=y[parts[i]])
-        np.add(y[parts[i]], b, out=y[parts[i]])
+        for image, a in _chunks(y[parts[i]]):
+            np.multiply(a, factors[images][image], out=a)
+            np.add(a, b, out=a)
 
     deal(scale, range(len(parts)))
     return result, mx.array(sums)
@@ -67,15 +70,14 @@ def gelu_grn_gradient(
     def sum_products(i: int) -> None:
         """Compute the sums over positions, and Phi(x), which dx holds until it is used below."""
         product: np.ndarray = np.zeros((len(hidden[parts[i]]), channels), np.float32)
+        bias: np.ndarray = np.zeros(channels, np.float32)
         for image, h, d, phi in _chunks(hidden[parts[i]], dy[parts[i]], dx[parts[i]]):
-            tanh_of_polynomial(h.reshape(-1), ERF, phi.reshape(-1))
-            np.add(phi, 1, out=phi)
-            np.multiply(phi, 0.5, out=phi)
+            _normal_distribution(h, out=phi)
             a = scratch("activation", *h.shape)
             np.multiply(h, phi, out=a)
             product[image] += np.einsum("pd,pd->d", a, d)
-        products[i] = product
-        biases[i] = sum_of_rows(dy[parts[i]].reshape(-1, channels))
+            bias += sum_of_rows(d)
+        products[i], biases[i] = product, bias
 
     deal(sum_products, range(len(parts)))
     total = sum_by_image(parts, products, len(hidden))
@@ -113,11 +115,18 @@ def _norms(sums_of_squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return norms, norms.mean(axis=1, keepdims=True) + np.float32(1e-6)
 
 
-def _chunks(*arrays: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-    """Three arrays (n, H, W, D) in chunks: the index of the image, and some positions (P, D) of each array."""
+def _normal_distribution(x: np.ndarray, out: np.ndarray) -> None:
+    """Phi(x), (P, D) -> (P, D)."""
+    tanh_of_polynomial(x.reshape(-1), ERF, out.reshape(-1))
+    np.add(out, 1, out=out)
+    np.multiply(out, 0.5, out=out)
+
+
+def _chunks(*arrays: np.ndarray) -> Iterator[tuple[Any, ...]]:
+    """Arrays (n, H, W, D) in chunks: the index of the image, and some positions (P, D) of each array."""
     channels = arrays[0].shape[-1]
     step = max(1, CHUNK // channels)
-    for image, (x, y, z) in enumerate(zip(*arrays, strict=True)):
-        x, y, z = (array.reshape(-1, channels) for array in (x, y, z))
-        for start in range(0, len(x), step):
-            yield image, x[start : start + step], y[start : start + step], z[start : start + step]
+    for image, own in enumerate(zip(*arrays, strict=True)):
+        flat = [array.reshape(-1, channels) for array in own]
+        for start in range(0, len(flat[0]), step):
+            yield image, *(array[start : start + step] for array in flat)
