@@ -66,8 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.demo and args.model is not None:
-        parser.error("--demo brings its own model: leave --model out")
+    terminal.check_model(parser, args)
     if not args.images and not args.demo:
         parser.error("give at least one IMAGE, or --demo")
     return terminal.run(classify, args, "classify")
@@ -75,9 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def classify(args: argparse.Namespace) -> int:
     """Classify and print. The exit status says whether all images, some or none succeeded."""
-    model = str(DEMO) if args.demo else DEFAULT_MODEL if args.model is None else args.model
+    model, name = terminal.find_model(args)
     if sys.stderr.isatty():
-        terminal.say(f"Loading {'the bundled digits model' if args.demo else model} ...")  # before the slow imports
+        terminal.say(f"Loading {name} ...")  # before the slow imports
     start = time.perf_counter()
     from .inference.classifier import ImageClassifier
 

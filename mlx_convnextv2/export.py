@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from . import terminal
-from .demo import DEMO
 from .terminal import DEFAULT_MODEL
 
 _EXAMPLES = """\
@@ -52,18 +51,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     terminal.check_quantization(parser, args)
-    if args.demo and args.model is not None:
-        parser.error("--demo brings its own model: leave --model out")
+    terminal.check_model(parser, args)
     return terminal.run(_export, args, "export")
 
 
 def _export(args: argparse.Namespace) -> int:
     options = dict(vars(args))
-    demo = options.pop("demo")
-    source = str(DEMO) if demo else args.model or DEFAULT_MODEL
-    options |= {"model": source, "name": "the bundled digits model" if demo else None}
+    source, name = terminal.find_model(args)
+    options |= {"model": source, "name": name if options.pop("demo") else None}
     if sys.stderr.isatty():
-        terminal.say(f"Loading {options['name'] or source} ...")  # before the slow imports
+        terminal.say(f"Loading {name} ...")  # before the slow imports
     from .graphs.export import export
 
     terminal.tell(export(**options))

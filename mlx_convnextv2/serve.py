@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 
 from . import terminal
-from .demo import DEMO
 from .messages import printable
 from .terminal import DEFAULT_MODEL
 
@@ -46,15 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if args.demo and args.model is not None:
-        parser.error("--demo brings its own model: leave --model out")
+    terminal.check_model(parser, args)
     return terminal.run(serve, args, "serve")
 
 
 def serve(args: argparse.Namespace) -> int:
     """Load the model and serve it until the process is asked to stop."""
-    source = str(DEMO) if args.demo else args.model or DEFAULT_MODEL
-    name = "the bundled digits model" if args.demo else source
+    source, name = terminal.find_model(args)
     if sys.stderr.isatty():
         terminal.say(f"Loading {name} ...")  # before the slow imports
     from .serving import Limits, serve

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ._version import __version__
+from .demo import DEMO
 from .messages import printable, sentence
 
 if TYPE_CHECKING:
@@ -104,6 +105,20 @@ def positive_int(text: str) -> int:
 def positive_ints(text: str) -> list[int]:
     """Whole numbers of at least 1, separated by commas, for argparse."""
     return [positive_int(part.strip()) for part in text.split(",")]
+
+
+def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with a usage error if both --model and --demo are given."""
+    if args.demo and args.model is not None:
+        parser.error("--demo brings its own model: leave --model out")
+
+
+def find_model(args: argparse.Namespace) -> tuple[str, str]:
+    """The model that --model or --demo asks for, and what to call it."""
+    if args.demo:
+        return str(DEMO), "the bundled digits model"
+    model = DEFAULT_MODEL if args.model is None else args.model
+    return model, model
 
 
 def add_quantization(parser: argparse.ArgumentParser, *further_modes: str) -> None:
