@@ -367,7 +367,7 @@ def test_every_field_is_needed_and_checked(
         keys = node if isinstance(node, dict) else range(min(len(node), 2)) if isinstance(node, list) else ()
         return [(key, *rest) for key in keys for rest in [(), *paths(node[key])]]
 
-    inert = {"package_version", "weights_dtype", "quantization", "name", "model"}
+    inert = {"package_version", "weights_dtype", "quantization", "operations", "name", "model"}
     harmless = {(("batches", i), KeyError) for i in (0, 1)}  # the other batch is left
     folder = changed(demo_graph, tmp_path / "graph")
     for path in paths(description):
