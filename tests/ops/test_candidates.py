@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 import proof
@@ -17,12 +17,15 @@ DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
 @pytest.fixture(autouse=True)
-def _without_a_compiler_of_mlxs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU mx.compile would run g++ for seconds."""
+def _without_a_compiler_of_mlxs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """On a CPU mx.compile would run g++ for seconds. No candidate outlives the kernels that a test replaces."""
     candidates.depthwise.cache_clear()
     candidates.gelu_grn.cache_clear()
     if mx.default_device().type == mx.cpu:
         monkeypatch.setattr(mx, "compile", lambda function: function)
+    yield
+    candidates.depthwise.cache_clear()
+    candidates.gelu_grn.cache_clear()
 
 
 def no_chain(*_: object) -> Callable[[], None]:
