@@ -137,8 +137,9 @@ def name_of(source: Any) -> str:
 def read_stream(stream: BinaryIO) -> bytes:
     """The whole stream, or one byte more than an image may have."""
     content = io.BytesIO()
+    read = getattr(stream, "read1", stream.read)  # one read at a time: a Ctrl-C just before it is noticed behind it
     while content.tell() <= MAX_STREAM_BYTES:
-        chunk = stream.read(min(_CHUNK_BYTES, MAX_STREAM_BYTES + 1 - content.tell()))
+        chunk = read(min(_CHUNK_BYTES, MAX_STREAM_BYTES + 1 - content.tell()))
         if not isinstance(chunk, bytes):
             raise ValueError('it is opened as text: open it with mode "rb"')
         if not chunk:
