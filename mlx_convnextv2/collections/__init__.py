@@ -1,0 +1,26 @@
+"""Many pictures: runs over millions that can be interrupted, shared among machines, and joined.
+
+from mlx_convnextv2.collections import Shard
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .shards import Shard as Shard
+
+# Imported on first use: `classify --help` loads nothing heavy.
+_MODULES = {"Shard": "shards"}
+
+__all__ = [*_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..runtime import mlx_blas
+
+    mlx_blas.load()  # before the first import of MLX
+    return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
