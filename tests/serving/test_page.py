@@ -242,3 +242,35 @@ def test_the_page_asks_nobody_but_its_server(page):
     assert len(addresses) > 5
     assert [address for address in addresses if not address.startswith((own, f"blob:{own}"))] == []
     assert (ROOT / "mlx_convnextv2/serving/page").is_dir()
+
+
+def test_a_map_that_comes_late_does_not_replace_the_one_chosen_since(page):
+    send(page, DROP, IMAGES / "digit-8.png")
+    first_label(page)
+    page.run("""
+        const ask = window.fetch;
+        window.fetch = async (path, ...options) => {
+            const answer = await ask(path, ...options);
+            if (!String(path).startsWith("explain") || window.held) return answer;
+            return new Promise((resolve) => { window.held = () => resolve(answer); });
+        };
+    """)
+    page.click("#pictures .bars li:first-child button")
+    page.wait("!!window.held")
+    own = page.run("return document.querySelector('#pictures img').src")
+    page.run("document.querySelector('#layer').dispatchEvent(new Event('change'))")
+    newer = page.wait("(({ src }) => src !== arguments[0] && src)(document.querySelector('#pictures img'))", own)
+    page.run("window.held()")
+    shown = "new Promise((done) => setTimeout(() => done(document.querySelector('#pictures img').src), 300))"
+    assert page.run(f"return await {shown}") == newer
+
+
+def test_a_folder_that_is_dropped_is_told_and_a_name_is_text_alone(page, tmp_path):
+    name = "<img src=x onerror=document.title=1>.png"
+    (tmp_path / name).mkdir()
+    for kind in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": [str(tmp_path / name)], "dragOperationsMask": 1}
+        page.devtools("Input.dispatchDragEvent", type=kind, x=100, y=150, data=data)
+    page.wait("document.querySelector('#problem').textContent")
+    assert page.text("#problem") == f"{name}: it cannot be read: drop pictures, not a folder"
+    assert page.run("return document.querySelectorAll('main img').length") == 0

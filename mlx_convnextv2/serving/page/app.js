@@ -59,6 +59,9 @@ async function answer(file, item) {
     if (model && file.size > model.limits.max_body) {
       throw new Error(`it is larger than ${(model.limits.max_body / 1e6).toFixed(0)} MB, which this server takes at most`);
     }
+    await file.slice(0, 1).arrayBuffer().catch(() => {
+      throw new Error("it cannot be read: drop pictures, not a folder");
+    });
     const predictions = await classify(file);
     facts.textContent = `${Math.round(performance.now() - start)} ms`;
     show(file, item, predictions);
@@ -87,19 +90,22 @@ async function choose(item, prediction, button) {
   const { picture } = item;
   const again = picture.chosen?.button === button;
   item.querySelectorAll(".bars button").forEach((one) => one.setAttribute("aria-pressed", "false"));
-  picture.chosen = again ? null : { prediction, button };
   if (again) {
+    picture.chosen = null;
     display(item, picture.own, picture.file.name);
     return;
   }
+  const chosen = { prediction, button };
+  picture.chosen = chosen;
   button.setAttribute("aria-pressed", "true");
   try {
     const drawn = await explain(picture.file, prediction.index, find("layer").value);
-    if (picture.chosen?.button !== button) return;
+    if (picture.chosen !== chosen) return; // something else has been chosen since
     const map = `Heat map of ${prediction.label} over ${item.querySelector("h3").textContent}`;
     display(item, URL.createObjectURL(drawn), map);
     say(`${map} is shown.`);
   } catch (error) {
+    if (picture.chosen !== chosen) return;
     button.setAttribute("aria-pressed", "false");
     picture.chosen = null;
     fail(error.message, error);
