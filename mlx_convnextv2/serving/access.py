@@ -46,14 +46,18 @@ class Access:
                 or origin != f"{parts.scheme}://{parts.netloc}"
             ):
                 raise ValueError(f"an origin must be like https://example.org, not {short(origin)}")
-        if self.api_key is not None and (len(self.api_key) < _SHORTEST_KEY or not self.api_key.isascii()):
-            raise ValueError(f"the API key must have at least {_SHORTEST_KEY} ASCII characters: make a long random one")
+        if self.api_key is not None and not _is_key(self.api_key):
+            raise ValueError(
+                f"the API key must have at least {_SHORTEST_KEY} ASCII characters and no blank at its ends: "
+                "make a long random one"
+            )
 
     def check(self, method: str, path: str, headers: Mapping[str, str]) -> None:
         """Raise a RefusedError for a request that must not be answered."""
         self._check_host(headers.get("host", ""))
         self._check_origin(headers)
-        if self.api_key is not None and not (method in ("GET", "HEAD", "OPTIONS") and path in _OPEN):
+        is_open = method == "OPTIONS" or (method in ("GET", "HEAD") and path in _OPEN)  # a preflight carries no key
+        if self.api_key is not None and not is_open:
             self._check_key(headers.get("authorization", ""))
 
     def is_foreign(self, origin: str | None) -> bool:
@@ -99,6 +103,11 @@ def is_local(host: str) -> bool:
     if is_address(host):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
+
+
+def _is_key(text: str) -> bool:
+    """Whether a header can carry the key whole, and it is not short."""
+    return len(text) >= _SHORTEST_KEY and text.isascii() and text.isprintable() and text == text.strip()
 
 
 def is_address(name: str) -> bool:

@@ -18,6 +18,7 @@ from .errors import DisconnectedError, RefusedError, busy
 from .limits import Limits
 
 _JSON = "application/json"
+_MOST_VALUES = 1000  # in JSON: base64 is one, and many small ones take 20 times their bytes
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ def parse(content: bytes, content_type: str, query: Mapping[str, str]) -> Body:
 
 
 def _from_json(content: bytes) -> tuple[bytes, Mapping[str, Any]]:
+    if sum(map(content.count, (b"[", b"{", b","))) > _MOST_VALUES:
+        raise RefusedError(400, 'the JSON has too many values: send {"inputs": the picture in base64}')
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):
@@ -122,6 +125,7 @@ def _from_json(content: bytes) -> tuple[bytes, Mapping[str, Any]]:
     if inputs.startswith("data:"):
         inputs = inputs.partition(",")[2]
     try:
-        return base64.b64decode("".join(inputs.split()), validate=True), parameters or {}
+        encoded = inputs.encode("ascii").translate(None, b" \t\r\n\v\f")
+        return base64.b64decode(encoded, validate=True), parameters or {}
     except (binascii.Error, ValueError):
         raise RefusedError(400, "inputs is not a picture in base64") from None

@@ -86,6 +86,7 @@ class Guard:
             headers["Vary"] = "Origin"
         if self._access.is_foreign(origin):
             headers["Access-Control-Allow-Origin"] = origin or ""
+            headers["Access-Control-Expose-Headers"] = "Retry-After, X-Label, X-Score"
             headers["Cross-Origin-Resource-Policy"] = "cross-origin"
         return [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
 

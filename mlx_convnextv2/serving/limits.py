@@ -13,7 +13,7 @@ class Limits:
         max_body: bytes of one request.
         max_total_bytes: bytes of the bodies of all requests that are being read or wait.
         max_pixels: pixels of a picture, checked before it is decoded.
-        max_waiting: requests being read, waiting or being computed; the next is told to come again (503).
+        max_waiting: requests that have come whole and wait or are computed; the next is told to come again (503).
         max_connections: open connections; the next is told to come again (503).
         header_seconds: time for a request's first line and headers.
         body_seconds: time for a request's body (408).

@@ -132,7 +132,9 @@ def test_a_port_is_no_part_of_a_name(host, name):
     assert host_name(host) == name
 
 
-@pytest.mark.parametrize("wrong", [{"api_key": "short"}, {"api_key": "ü" * 20}, {"origins": {"example.org"}}])
+@pytest.mark.parametrize(
+    "wrong", [{"api_key": "short"}, {"api_key": "ü" * 20}, {"api_key": "long enough\n"}, {"origins": {"example.org"}}]
+)
 def test_access_that_makes_no_sense_is_a_sentence(wrong):
     with pytest.raises(ValueError, match=r"the API key must|an origin must"):
         Access(**wrong)
@@ -147,3 +149,11 @@ def test_what_is_no_http_or_has_endless_headers_is_answered_and_closed(open_serv
     with open_server.connect() as connection:
         connection.sendall(head)
         assert connection.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("path", ["/", "/embed", "/explain", "/info"])
+def test_the_browsers_question_before_a_request_needs_no_key(locked_server, path):
+    assert locked_server.ask("OPTIONS", path, Origin=SITE, Access_Control_Request_Method="POST").status == 204
+    assert locked_server.ask("OPTIONS", path).status == 405
+    answer = locked_server.post("/explain", DIGIT, Origin=SITE, Authorization=f"Bearer {KEY}")
+    assert "X-Label" in answer.headers["access-control-expose-headers"]

@@ -75,3 +75,10 @@ def test_what_clients_encode_comes_out_again(picture, wanted):
     content = json.dumps({"inputs": base64.b64encode(picture).decode(), "parameters": wanted}).encode()
     body = parse(content, "application/json", {})
     assert (body.picture, body.parameters) == (picture, wanted)
+
+
+@pytest.mark.parametrize("value", ["[]", "{}", "1", '"a"'])
+def test_json_of_many_small_values_is_refused_before_it_takes_twenty_times_its_bytes(value):
+    document = f'{{"inputs": "", "parameters": {{"top_k": [{",".join([value] * 10_000)}]}}}}'
+    with pytest.raises(RefusedError, match="too many values"):
+        parse(document.encode(), "application/json", {})
