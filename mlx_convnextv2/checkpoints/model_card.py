@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from string import Template
@@ -43,12 +42,7 @@ model = AutoModel.from_pretrained("$name")""",
 
 _CARD = Template("""\
 ---
-library_name: $library
-pipeline_tag: $task
-${licence_line}${base_model_line}tags:
-- $library
-- convnextv2
-- vision
+$header
 ---
 
 # $name
@@ -110,16 +104,24 @@ def model_card(
         if licence
         else "None is stated."
     )
+    from huggingface_hub import ModelCardData
+
+    library = "mlx" if format == "mlx" else "transformers"
+    licences: Any = licence.split(", ") if licence and ", " in licence else licence or None  # one, several or none
+    header = ModelCardData(
+        library_name=library,
+        pipeline_tag="image-classification" if classifies else "image-feature-extraction",
+        license=licences,
+        base_model=base_model if on_hub else None,
+        tags=[library, "convnextv2", "vision"],
+    )
     return _CARD.substitute(
-        library="mlx" if format == "mlx" else "transformers",
-        licence_line=_licence_lines(licence),
-        base_model_line=f"base_model: {base_model}\n" if on_hub else "",
+        header=header.to_yaml(),
         name=name,
         origin=f"Converted from `{base_model}` with" if base_model else "Written by",
         version=__version__,
         depths=config.depths,
         hidden_sizes=config.hidden_sizes,
-        task="image-classification" if classifies else "image-feature-extraction",
         classes=f"{config.num_labels} classes" if classifies else "without a classification head",
         megabytes=f"{size / 1e6:,.1f}",
         stored=stored,
@@ -132,15 +134,6 @@ def weights_terms(licence: str | None) -> str:
     """The terms of weights for a file without a card: the source's statement and the caveat on published weights."""
     stated = f"{licence}, as the source states." if licence else "None is stated."
     return f"{stated} {' '.join(_CAVEAT.split())}"
-
-
-def _licence_lines(licence: str | None) -> str:
-    """The header's entry for a licence, or for several separated by commas."""
-    # every JSON string is also a YAML string
-    parts = [part if re.fullmatch(_IDENTIFIER, part) else json.dumps(part) for part in (licence or "").split(", ")]
-    if not licence:
-        return ""
-    return f"license: {parts[0]}\n" if len(parts) == 1 else "".join(["license:\n", *(f"- {p}\n" for p in parts)])
 
 
 def read_base_model(source: Path) -> str | None:
