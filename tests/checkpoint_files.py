@@ -7,13 +7,13 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from conftest import parameters
 from safetensors.numpy import load_file, save_file
 from source_keys import original_key, timm_key
 
@@ -28,17 +28,13 @@ SHARD_BYTES = 40_000  # makes at least three shards of small_model's 104 kB
 # --- comparing ------------------------------------------------------------------------------------------------------
 
 
-def parameters(model: nn.Module) -> dict[str, mx.array]:
-    return dict(tree_flatten(model.parameters()))
-
-
 def assert_same_weights(model: nn.Module, expected: nn.Module) -> None:
     """Bit by bit, dtypes and names included."""
     ours, theirs = parameters(model), parameters(expected)
     assert list(ours) == list(theirs)
     for name, array in ours.items():
         assert (array.dtype, array.shape) == (theirs[name].dtype, theirs[name].shape), name
-        assert bytes(memoryview(array.view(mx.uint8))) == bytes(memoryview(theirs[name].view(mx.uint8))), name
+        assert mx.array_equal(array.view(mx.uint8), theirs[name].view(mx.uint8)), name
 
 
 def assert_close(ours: Any, expected: Any, tolerance: float = 1e-5) -> None:
@@ -68,13 +64,19 @@ def content(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in files if file.is_file()}
 
 
+def read(file: Path) -> tuple[dict[str, mx.array], dict[str, str]]:
+    """The tensors of a safetensors file as they lie in it, and its metadata."""
+    weights, metadata = mx.load(str(file), return_metadata=True)
+    mx.eval(weights)
+    return cast("dict[str, mx.array]", weights), cast("dict[str, str]", metadata)
+
+
 # --- changing -------------------------------------------------------------------------------------------------------
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], object], file: str = WEIGHTS) -> None:
     """Read a file's tensors as they lie in it, let `edit` change the dictionary, and write them back."""
-    weights, metadata = mx.load(str(folder / file), return_metadata=True)
-    mx.eval(weights)
+    weights, metadata = read(folder / file)
     edit(weights)
     mx.save_safetensors(str(folder / file), weights, metadata)
 

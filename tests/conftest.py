@@ -7,6 +7,7 @@ import ctypes
 import importlib
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,11 +15,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from unittest import mock
 
 import mlx_convnextv2.model  # noqa: F401 # isort: skip - before mlx.core, so that MLX has the BLAS that users' have
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import proof
 import pytest
@@ -46,20 +48,26 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}
+SMALL: dict[str, Any] = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def randomize(model: ConvNextV2ForImageClassification, seed: int = 0) -> None:
-    """Give every parameter a random value, GRN and the norms too, so that no term of the model hides behind a zero.
+def parameters(model: nn.Module) -> dict[str, mx.array]:
+    return cast("dict[str, mx.array]", dict(tree_flatten(model.parameters())))
+
+
+def randomize(model: Model, seed: int = 0) -> Model:
+    """The model with a random value for every parameter, GRN and the norms too, so that no term hides behind a zero.
 
     numpy's RandomState is frozen, so the values are the same everywhere.
     """
     random = np.random.RandomState(seed)
     weights = []
-    for name, parameter in sorted(tree_flatten(model.parameters())):
+    for name, parameter in sorted(parameters(model).items()):
         values = random.standard_normal(parameter.shape).astype(np.float32) * 0.2
         weights.append((name, mx.array(values + 1 if name.endswith("norm.weight") else values)))
     model.load_weights(weights)
+    return model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,9 +89,9 @@ def _share_compiled_kernels(tmp_path_factory) -> None:
 def small_model() -> ConvNextV2ForImageClassification:
     """A classifier of seven classes with random weights, in inference mode. Tests must not change it."""
     labels = {i: f"thing {i}" for i in range(7)}
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, id2label=labels))
-    randomize(model)
-    return model.eval()
+    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, id2label=labels)))
+    model.eval()
+    return model
 
 
 @pytest.fixture(scope="session")
@@ -148,6 +156,14 @@ class Finished:
     returncode: int
     stdout: str
     stderr: str
+
+
+def assert_fails(result: Finished, *words: str) -> None:
+    """Status 2 and one line on standard error, which is the command's and has these words."""
+    assert (result.returncode, result.stdout) == (2, ""), result
+    assert re.fullmatch(r"\w+: error: .*\n", result.stderr), result.stderr
+    for word in words:
+        assert word in result.stderr
 
 
 @pytest.fixture(scope="session")

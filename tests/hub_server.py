@@ -10,7 +10,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
@@ -75,9 +75,8 @@ class HubServer:
         self.large_files: dict[str, bytes] = {}
         self.on_request: Callable[[Request], None] = lambda request: None
         self.stopped = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.hub = self  # type: ignore[attr-defined]
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.hub = self
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
         self._thread.start()
 
@@ -106,8 +105,14 @@ class HubServer:
             self._thread.join()
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: HubServer
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: _Server
 
     def do_HEAD(self) -> None:
         self._answer()
@@ -117,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Uploads, as far as the client asks: it creates the repository, sends large files by LFS, and commits."""
-        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
+        hub = self.server.hub
         content = self.rfile.read(int(self.headers["Content-Length"] or 0))
         path, token = self.path.split("?")[0], self.headers["Authorization"]
         if hub.upload_token is None or token != f"Bearer {hub.upload_token}":
@@ -153,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self.rfile.read(int(self.headers["Content-Length"] or 0))
-        self.server.hub.large_files[self.path.rsplit("/", 1)[1]] = content  # type: ignore[attr-defined]
+        self.server.hub.large_files[self.path.rsplit("/", 1)[1]] = content
         self._json({})
 
     def _json(self, content: dict, status: int = 200) -> None:
@@ -168,25 +173,24 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing on stderr."""
 
     def _answer(self) -> None:
-        hub: HubServer = self.server.hub  # type: ignore[attr-defined]
-        path = re.fullmatch(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>[^?]+)", self.path)
+        hub = self.server.hub
+        path = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)", self.path)
         if path is None:
             return self._error(404, "NotFound")
-        parts = {name: unquote(value) for name, value in path.groupdict().items()}
         token = (self.headers["Authorization"] or "").removeprefix("Bearer ") or None
-        self._request = Request(self.command, token=token, **parts)
+        repo, revision, file = map(unquote, path.groups())
+        self._request = Request(self.command, repo, revision, file, token)
         hub.on_request(self._request)
-        repository = hub.repositories.get(self._request.repo)
+        repository = hub.repositories.get(repo)
         if repository is None or (not repository.gated and repository.token not in (None, token)):
             return self._error(401, "RepoNotFound")
-        revision = self._request.revision
         commit = revision if revision in repository.commits else repository.branches.get(revision)
         if commit is None:
             return self._error(404, "RevisionNotFound")
         if repository.gated and repository.token != token:
             return self._error(401 if token is None else 403, "GatedRepo", {"X-Repo-Commit": commit})
         for fault in hub.faults:
-            if fault.file == self._request.file and self.command in fault.methods and fault.times:
+            if fault.file == file and self.command in fault.methods and fault.times:
                 fault.times -= 1
                 if fault.status is not None:
                     return self._error(fault.status, None, fault.headers)
@@ -212,8 +216,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
         if hasattr(self, "_request"):
-            request = Request(**{**vars(self._request), "status": status})
-            self.server.hub.requests.append(request)  # type: ignore[attr-defined]
+            request = replace(self._request, status=status)
+            self.server.hub.requests.append(request)
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -233,6 +237,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _drip(self, byte: bytes) -> None:
         """Send this every tenth of a second until the client or the Hub goes away."""
         with contextlib.suppress(OSError):
-            while not self.server.hub.stopped.wait(0.1):  # type: ignore[attr-defined]
+            while not self.server.hub.stopped.wait(0.1):
                 self.wfile.write(byte)
         self.close_connection = True

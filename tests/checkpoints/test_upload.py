@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import assert_fails
 from hub_server import HubServer
 
 
@@ -37,30 +38,22 @@ def test_a_converted_checkpoint_is_published_and_loads_from_there(hub, env, run,
     assert from_hub == local
 
 
-def convert_and_upload(run, env, source, out, repo: str) -> str:
-    """What a conversion says whose upload fails."""
-    result = run("convert", "--hf-path", source, "--mlx-path", out, "--upload-repo", repo, env=env)
-    assert result.returncode == 2
-    (line,) = result.stderr.splitlines()
-    assert repo in line
-    return line
-
-
 def test_an_upload_that_fails_keeps_the_folder_and_blames_the_token_where_it_is_refused(
     hub, env, run, hf_folder, tmp_path
 ):
+    arguments = ["convert", "--hf-path", hf_folder, "--upload-repo", "somebody/small", "--mlx-path"]
     hub.upload_token = "another"
-    assert "HF_TOKEN" in convert_and_upload(run, env, hf_folder, tmp_path / "refused", "somebody/small")
+    assert_fails(run(*arguments, tmp_path / "refused", env=env), "somebody/small", "HF_TOKEN")
     hub.upload_token, hub.upload_status = "hf_secret", 409
-    line = convert_and_upload(run, env, hf_folder, tmp_path / "failed", "somebody/small")
-    assert "409" in line
-    assert "HF_TOKEN" not in line
+    result = run(*arguments, tmp_path / "failed", env=env)
+    assert_fails(result, "somebody/small", "409")
+    assert "HF_TOKEN" not in result.stderr
     for name in ("refused", "failed"):
         assert (tmp_path / name / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("repo", ["not a repo", "a/b/c", "somebody/"])
 def test_a_name_that_no_repository_can_have_is_refused_before_anything_is_written(env, run, hf_folder, tmp_path, repo):
-    line = convert_and_upload(run, env, hf_folder, tmp_path / "out", repo)
-    assert "owner/name" in line
+    result = run("convert", "--hf-path", hf_folder, "--mlx-path", tmp_path / "out", "--upload-repo", repo, env=env)
+    assert_fails(result, repo, "owner/name")
     assert not (tmp_path / "out").exists()

@@ -1,14 +1,14 @@
 """convert --labels: the classes of a checkpoint that carries no names get them, in config.json both ways."""
 
+from __future__ import annotations
+
 import json
 import re
 
-import mlx.core as mx
-import numpy as np
 import pytest
+from checkpoint_files import as_original, assert_same_weights
 from conftest import SMALL, randomize
-from mlx.utils import tree_flatten
-from source_keys import original_key
+from safetensors.numpy import save_file
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2Model, ImageClassifier, load, save
 from mlx_convnextv2.conversion.convert import convert
@@ -18,24 +18,16 @@ NAMES = ["Katze", "Hund", "Maus", "a, b", "\u732b", "n01440764", "7"]
 
 
 @pytest.fixture
-def unnamed(tmp_path, small_model):
-    """`small_model` as the authors' repository has it: a file without a configuration or labels."""
-    tensors = {
-        original_key(name): array.transpose(0, 3, 1, 2) if array.ndim == 4 and "grn" not in name else array
-        for name, array in tree_flatten(small_model.parameters())
-    }
-    mx.save_safetensors(str(tmp_path / "original.safetensors"), tensors)
-    return tmp_path / "original.safetensors"
-
-
-@pytest.fixture
 def names_file(tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(NAMES), encoding="utf-8")
     return tmp_path / "names.txt"
 
 
-def test_the_classes_are_named_both_ways_and_the_weights_are_as_they_were(unnamed, names_file, tmp_path, capsys, photo):
-    out = tmp_path / "out"
+def test_the_classes_are_named_both_ways_and_the_weights_are_as_they_were(
+    small_model, names_file, tmp_path, capsys, photo
+):
+    unnamed, out = tmp_path / "original.safetensors", tmp_path / "out"
+    save_file(as_original(small_model), unnamed)  # without a configuration or labels
     with pytest.warns(UserWarning, match="no preprocessor"):
         before, _ = load(unnamed)
     assert main(["--hf-path", str(unnamed), "--mlx-path", str(out), "--labels", str(names_file)]) == 0
@@ -44,20 +36,11 @@ def test_the_classes_are_named_both_ways_and_the_weights_are_as_they_were(unname
     assert config["id2label"] == {str(i): name for i, name in enumerate(NAMES)}
     assert config["label2id"] == {name: i for i, name in enumerate(NAMES)}
     assert {p["label"] for p in ImageClassifier(out)(photo, top_k=7)} == set(NAMES)
-    after, _ = load(out)
-    for (name, ours), (_, theirs) in zip(
-        tree_flatten(after.parameters()), tree_flatten(before.parameters()), strict=True
-    ):
-        np.testing.assert_array_equal(np.array(ours), np.array(theirs), err_msg=name)
+    assert_same_weights(load(out)[0], before)
 
 
-def test_a_program_may_give_a_list(hf_folder, tmp_path):
-    assert convert(hf_folder, tmp_path / "out", labels=NAMES).labels == tuple(NAMES)
-    assert list(load(tmp_path / "out")[0].config.id2label.values()) == NAMES
-
-
-def test_naming_is_reason_enough_to_convert_what_is_converted_already(mlx_folder, names_file, tmp_path):
-    convert(mlx_folder, tmp_path / "out", labels=names_file)
+def test_a_program_may_give_a_list_and_naming_is_reason_enough_to_convert_what_is_converted(mlx_folder, tmp_path):
+    assert convert(mlx_folder, tmp_path / "out", labels=NAMES).labels == tuple(NAMES)
     assert list(load(tmp_path / "out")[0].config.id2label.values()) == NAMES
 
 
@@ -76,9 +59,7 @@ def test_labels_that_do_not_fit_are_an_error_and_nothing_is_written(labels, mess
 
 
 def test_what_has_no_head_has_no_classes_to_name(tmp_path, names_file, small_processor, capsys):
-    model = ConvNextV2Model(ConvNextV2Config(**SMALL))
-    randomize(model)
-    save(model, tmp_path / "body", small_processor)
+    save(randomize(ConvNextV2Model(ConvNextV2Config(**SMALL))), tmp_path / "body", small_processor)
     options = ["--hf-path", str(tmp_path / "body"), "--mlx-path", str(tmp_path / "out")]
     assert main([*options, "--labels", str(names_file)]) == 2
     assert re.search(r"^convert: error: .* has no head whose classes could be named", capsys.readouterr().err)
