@@ -74,7 +74,7 @@ class Access:
         """Refuse pages of other sites, even though they could not read the answer."""
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is not None:
-            own = urlsplit(origin).netloc.lower() == headers.get("host", "").lower() and origin != "null"
+            own = origin.partition("://")[2].lower() == headers.get("host", "").lower()
             if not own and origin not in self.origins:
                 raise RefusedError(403, "pages of other sites may not ask: allow a site with --allow-origin")
         elif site == "cross-site" and headers.get("sec-fetch-mode") != "navigate":
@@ -95,7 +95,7 @@ def access_for(host: str, hosts: Iterable[str] = (), origins: Iterable[str] = ()
     else:
         names = {*LOCAL_NAMES, host, socket.gethostname(), f"{socket.gethostname()}.local"}
     allowed = frozenset(name.lower() for name in (*names, *hosts))
-    return Access(allowed, not is_local(host), frozenset(origins), api_key)
+    return Access(allowed, not is_local(host), frozenset(origin.lower() for origin in origins), api_key)
 
 
 def is_local(host: str) -> bool:

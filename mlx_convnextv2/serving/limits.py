@@ -43,4 +43,4 @@ class Limits:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 2**40:
-                raise ValueError(f"{field.name} must be a positive number, not {value!r}")
+                raise ValueError(f"{field.name} must be a positive number below {2**40:,}, not {value!r}")

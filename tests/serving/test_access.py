@@ -41,6 +41,7 @@ def test_another_name_is_refused_because_a_site_may_have_led_it_here(open_server
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": "http://localhost:1"},
+        {"Origin": "http://["},
         {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors"},
     ],
 )
@@ -120,7 +121,8 @@ def test_what_only_this_machine_reaches(host, local):
 
 
 def test_beyond_this_machine_addresses_are_names_and_others_are_asked_for():
-    access = access_for("0.0.0.0", ["pictures.example.org"], api_key=KEY)
+    access = access_for("0.0.0.0", ["pictures.example.org"], [SITE.upper()], api_key=KEY)
+    assert access.is_foreign(SITE)
     for host in ("192.168.1.5:8000", "[fe80::1]:8000", "localhost", "Pictures.example.org"):
         access.check("GET", "/health", {"host": host})
     with pytest.raises(Exception, match="allow the name with --allow-host"):
