@@ -100,7 +100,8 @@ class Verdict:
             numbers = all(type(value) is float and 0 < value < math.inf for value in verdict.seconds.values())
             counts = all(type(count) is int for count in verdict.begun.values())
             reasons = all(isinstance(reason, str) for reason in verdict.failures.values())
-            if numbers and counts and reasons and set(names) <= set(candidates) and type(verdict.given_up) is bool:
+            kinds = type(verdict.proven) is list and type(verdict.given_up) is bool
+            if numbers and counts and reasons and kinds and set(names) <= set(candidates):
                 return verdict
         except (TypeError, AttributeError):
             pass

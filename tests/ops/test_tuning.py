@@ -310,6 +310,7 @@ class TestKept:
             {"failures": ["kernel 4x4"]},
             {"failures": {"kernel 4x4": 1}},
             {"proven": 3},
+            {"proven": {"kernel 4x4": 1}},
             {"begun": {"kernel 4x4": "2"}},
             {"given_up": "yes"},
             {"rule": "compiled"},
