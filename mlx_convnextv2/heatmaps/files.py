@@ -54,8 +54,9 @@ def write_heat_maps(
         raise ValueError(f"format must be one of {', '.join(SUFFIXES)}, not {format!r}")
     output = Path(os.path.expanduser(output))
     planned: list[tuple[Explanation, Path]] = []
+    taken: dict[str, int] = {}
     for image, name in named_pictures(images):
-        target = _free(output / name, SUFFIXES[format], {target for _, target in planned})
+        target = _free(output / name, SUFFIXES[format], taken)
         planned.append((Explanation(image, error=_refusal(target, overwrite)), target))
     wanted = [plan.image for plan, _ in planned if plan.error is None]
     explained = explain_images(classifier, wanted, label, against=against, layer=layer, method=method)
@@ -95,12 +96,17 @@ def write(explanation: Explanation, target: Path, *, overwrite: bool = False, le
             np.save(file, np.asarray(explanation.heat_map), allow_pickle=False)
 
 
-def _free(path: Path, suffix: str, taken: set[Path]) -> Path:
-    """The path with the suffix, and with a number if another picture has taken it."""
-    for number in range(1, len(taken) + 2):
-        target = path.with_name(f"{path.name}{'' if number == 1 else f'-{number}'}{suffix}")
-        if target not in taken:
-            break
+def _free(path: Path, suffix: str, taken: dict[str, int]) -> Path:
+    """The path with the suffix, and with a number if another picture has taken it.
+
+    `taken` has each target in lower case, which some disks do not tell from capitals, and the last number of its name.
+    """
+    target = path.with_name(f"{path.name}{suffix}")
+    name = str(target).lower()
+    while str(target).lower() in taken:
+        taken[name] += 1
+        target = path.with_name(f"{path.name}-{taken[name]}{suffix}")
+    taken[str(target).lower()] = 1
     return target
 
 

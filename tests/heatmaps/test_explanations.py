@@ -114,6 +114,10 @@ def test_two_pictures_of_one_name_get_two_files(classifier, folder, tmp_path, ph
     images = [folder / "a.png", folder / "deep" / "a.png", photo, photo]
     names = [file.name for _, file in write_heat_maps(classifier, images, tmp_path / "out")]
     assert names == ["a.heatmap.png", "a-2.heatmap.png", "picture.heatmap.png", "picture-2.heatmap.png"]
+    photo.save(tmp_path / "A.png")  # on the disks of most Macs a.heatmap.png and A.heatmap.png are one file
+    images = [tmp_path / "A.png", folder / "a.png", folder / "deep" / "a.png"]
+    names = [file.name for _, file in write_heat_maps(classifier, images, tmp_path / "more")]
+    assert names == ["A.heatmap.png", "a-2.heatmap.png", "a-3.heatmap.png"]
 
 
 def test_a_file_that_is_there_is_left_alone_unless_asked(classifier, folder, tmp_path):
