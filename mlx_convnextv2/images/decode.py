@@ -275,7 +275,11 @@ def _upright(image: Image.Image) -> Image.Image:
     except Exception:
         orientation = None
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if method is None else image.transpose(method)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    turned.info = {key: value for key, value in image.info.items() if key == "transparency"}  # no orientation any more
+    return turned
 
 
 def _from_array(array: Any) -> Image.Image:

@@ -177,7 +177,7 @@ class Service:
 
     def _prepare_to_draw(self, content: bytes) -> _Prepared:
         """In a decoding thread. Also keeps the upright picture, no larger than its heat map is drawn."""
-        picture = open_image(io.BytesIO(content), max_pixels=self.limits.max_pixels)
+        picture = open_image(io.BytesIO(content), max_pixels=self.classifier.processor.max_pixels)
         prepared = _Prepared(self._pixel_values(picture), picture, picture.size)
         picture.thumbnail((self.limits.max_side, self.limits.max_side), Image.Resampling.LANCZOS)
         return prepared

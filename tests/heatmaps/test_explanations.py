@@ -36,6 +36,16 @@ def test_an_explanation_agrees_with_the_classifier_and_explain(classifier, photo
     assert result.size == photo.size
 
 
+def test_a_photo_that_a_phone_turned_is_explained_as_it_is_classified(classifier, photo, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "turned.jpg", exif=exif)
+    (result,) = explain_images(classifier, [tmp_path / "turned.jpg"])
+    (prediction,) = classifier(tmp_path / "turned.jpg", top_k=1)
+    assert result.index == prediction["index"]
+    assert abs(result.score - prediction["score"]) < 1e-5
+
+
 def test_pictures_keep_their_order_whatever_becomes_of_them(classifier, folder, photo):
     images = [folder / "a.png", folder / "missing.png", folder, photo, io.BytesIO(b"no picture"), folder / "z.jpg"]
     results = list(explain_images(classifier, images))

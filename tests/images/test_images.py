@@ -254,6 +254,7 @@ def test_images_are_turned_upright(format, orientation):
     image = open_image(io.BytesIO(data))
     assert image.size == ((48, 32) if orientation < 5 else (32, 48))
     assert corners(image) == UPRIGHT[orientation](QUADRANTS).tolist()
+    assert corners(open_image(image)) == corners(image)  # training and explaining open what is open already
 
 
 def test_pil_images_are_turned_upright_too_and_stay_as_they_are():
