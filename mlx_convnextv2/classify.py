@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING
 
 from . import terminal
-from .messages import csv_cell, cut, printable, sentence
-
-if TYPE_CHECKING:
-    from .inference.classifier import Result
-
 from .demo import DEMO
+from .messages import cut, printable
 from .terminal import DEFAULT_MODEL
 
+if TYPE_CHECKING:
+    from .collections.records import Record, Writer
+    from .collections.shards import Shard
+
+_FORMATS = ("table", "jsonl", "csv", "parquet", "json")  # the last is another name for jsonl
 _BAR_WIDTH = 24
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.classify cat.jpg
-  python -m mlx_convnextv2.classify photos/ --top-k 1 --format csv > labels.csv
-  python -m mlx_convnextv2.classify cat.jpg --model ./my-finetune --format json
+  python -m mlx_convnextv2.classify photos/ --top-k 1 --output labels.csv
+  python -m mlx_convnextv2.classify cat.jpg --model ./my-finetune --format jsonl
   cat cat.jpg | python -m mlx_convnextv2.classify -
+  find . -name '*.jpg' -print0 | python -m mlx_convnextv2.classify @- -0 --output results/
+  python -m mlx_convnextv2.classify photos/ --shard 2/8 --output results/
+  python -m mlx_convnextv2.classify --merge results/ --output labels.parquet
   python -m mlx_convnextv2.classify --demo
 """
 
@@ -39,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="an image file, a folder (with those below it), or - for standard input",
+        help="an image or video file, a folder (with those below it), a quoted pattern, @LIST, or - for standard input",
     )
     parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
     parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
@@ -59,7 +61,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
     )
     parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast, on standard error")
-    parser.add_argument("--format", choices=tuple(_WRITERS), default="table", help="how to print (default: table)")
+    inputs = parser.add_argument_group("more inputs")
+    inputs.add_argument("--allow-urls", action="store_true", help="fetch http and https addresses")
+    inputs.add_argument("--fps", type=terminal.positive, metavar="F", help="frames a second of a video (default: 1)")
+    inputs.add_argument("-0", "--null", action="store_true", help="NUL bytes end the names in @LIST")
+    parser._has_negative_number_optionals.clear()  # or -1 would be taken for an option, as -0 is
+    outputs = parser.add_argument_group("results")
+    outputs.add_argument("--format", choices=_FORMATS, help="how to write (default: table, or --output's suffix)")
+    outputs.add_argument("--output", metavar="PATH", help="a file, or a folder for parts, where a later run goes on")
+    outputs.add_argument("--shard", metavar="I/N", help="take the I-th of N shares (default: mlx.launch's)")
+    outputs.add_argument(
+        "--part-size", type=terminal.positive_int, default=1_000, metavar="N", help="images in a part (default: 1000)"
+    )
+    outputs.add_argument("--merge", metavar="DIR", help="join the parts in DIR instead of classifying")
+    outputs.add_argument("--partial", action="store_true", help="join what there is of an unfinished run")
     return parser
 
 
@@ -67,20 +82,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     terminal.check_model(parser, args)
+    if args.merge is not None:
+        if args.images or args.demo:
+            parser.error("--merge joins what is there: give no IMAGE")
+        return terminal.run(merge, args, "classify")
     if not args.images and not args.demo:
         parser.error("give at least one IMAGE, or --demo")
     return terminal.run(classify, args, "classify")
 
 
 def classify(args: argparse.Namespace) -> int:
-    """Classify and print. The exit status says whether all images, some or none succeeded."""
+    """Classify, and print or write. The exit status says whether all images, some or none succeeded."""
     model, name = terminal.find_model(args)
     if sys.stderr.isatty():
         terminal.say(f"Loading {name} ...")  # before the slow imports
     start = time.perf_counter()
+    from .collections import Watch, classify_images
     from .inference.classifier import ImageClassifier
 
-    images = find_inputs(args.images or [_shortest(DEMO / "images")])
+    class Report(Watch):
+        """Shows a bar and says what failed, on standard error."""
+
+        def begin(self, total: int | None) -> None:
+            bar.begin(total)
+
+        def advance(self, record: Record) -> None:
+            if record.report is not None:
+                bar.clear()
+                terminal.say(f"classify: {record.report}")
+            bar.update()
+
+    shard, launched = _shard(args)
     classifier = ImageClassifier(model, dtype=args.dtype, revision=args.revision, batch_size=args.batch_size)
     if args.max_pixels is not None:
         classifier.processor.max_pixels = args.max_pixels
@@ -89,65 +121,50 @@ def classify(args: argparse.Namespace) -> int:
 
         seconds = time.perf_counter() - start
         terminal.say(f"classify: {describe(classifier.model, classifier.predict)}; loaded in {seconds:.2f} s")
-
-    start = time.perf_counter()
-    write = _WRITERS[args.format]()
-    done = failed = 0
-    with terminal.progress(len(images)) as bar:
-        for result in classifier.stream(images, args.top_k):
-            bar.clear()  # a result may go to the same terminal
-            if isinstance(result.error, IsADirectoryError):
-                result.error = ValueError(f"no images in the folder {result.image}")
-            if result.error is not None:
-                failed += 1
-                terminal.say(f"classify: {sentence(result.error)}")
-            else:
-                done += 1
-            sys.stdout.write(write(result))
-            sys.stdout.flush()
-            bar.update()
+    options = {"format": args.format, "top_k": args.top_k, "shard": shard, "part_size": args.part_size}
+    options |= {"allow_urls": args.allow_urls, "fps": args.fps, "null": args.null}
+    options |= {"notice": terminal.say if sys.stderr.isatty() else None}
+    with closing(terminal.Bar()) as bar:
+        output = args.output or Printed(args.format, bar)
+        images = args.images or [_shortest(DEMO / "images")]
+        summary = classify_images(classifier, images, output, watch=Report(), **options)
+    if args.verbose or (summary.images + summary.before > 1 and (args.output or sys.stderr.isatty())):
+        terminal.say(f"classify: {summary}")
     if args.verbose:
-        seconds = time.perf_counter() - start
-        terminal.say(f"classify: {done + failed} images in {seconds:.2f} s, {(done + failed) / seconds:.1f} a second")
         for one in chosen_operations(classifier.predict):
             shape = "x".join(map(str, one["shape"]))
             terminal.say(f"classify: {one['operation']} of {shape}: {one['computed_by']}, {one['because']}")
-    if not done:
+    if not summary.images and not summary.before and shard is None:
+        raise ValueError("no images are named")
+    if launched:
+        return terminal.DONE  # for the launcher ends all processes if one has another status
+    if summary.failed and summary.failed == summary.images:
         return terminal.NOTHING_DONE
-    return terminal.SOME_FAILED if failed else terminal.DONE
+    return terminal.SOME_FAILED if summary.failed else terminal.DONE
 
 
-class Stream(io.BytesIO):
-    """The content of a pipe, read by the main thread, because another thread waiting for it cannot be interrupted.
+def merge(args: argparse.Namespace) -> int:
+    """Join the parts of a run, and print or write."""
+    from .collections import merge as join
 
-    `name` is its name in errors, and `argument` is the user's name for it.
-    """
-
-    def __init__(self, file: BinaryIO, name: str, argument: str):
-        from .images.decode import read_stream
-
-        super().__init__(read_stream(file))
-        self.name = name
-        self.argument = argument
+    join(args.merge, args.output or Printed(args.format, terminal.Bar()), format=args.format, partial=args.partial)
+    return terminal.DONE
 
 
-def find_inputs(arguments: Sequence[str]) -> list[Any]:
-    """The images named by the arguments: paths and standard input. A folder with images is replaced by its images."""
-    from .images.decode import find_images, is_pipe
+def _shard(args: argparse.Namespace) -> tuple[Shard | None, bool]:
+    """The share of this process, and whether `mlx.launch` gave it. Arguments that cannot be right raise an error."""
+    from .collections import Shard
+    from .collections.outputs import plan
 
-    images: list[Any] = []
-    for argument in arguments:
-        if argument == "-":
-            images.append(Stream(sys.stdin.buffer, "<stdin>", argument))
-        elif is_pipe(argument) and os.access(argument, os.R_OK):
-            if sys.stderr.isatty():
-                terminal.say(f"Waiting for the named pipe {argument} ...")
-            with open(argument, "rb") as pipe:
-                images.append(Stream(pipe, argument, argument))
-        else:
-            found = find_images(argument) if os.path.isdir(argument) else []
-            images += map(str, found) if found else [argument]
-    return images
+    is_folder = args.output is not None and plan(args.output, args.format).is_folder
+    if args.shard is not None:
+        return Shard.parse(args.shard), False
+    launched = Shard.of_launch()
+    if launched is not None and args.output is not None and not is_folder:
+        raise ValueError(f"{launched.count} processes cannot write one file: give --output a folder, and --merge it")
+    if launched is not None and {"-", "@-"} & {*args.images}:
+        raise ValueError("the launcher does not end standard input: write the list to a file, and give @FILE")
+    return launched, launched is not None
 
 
 def _shortest(path: Path) -> str:
@@ -155,65 +172,57 @@ def _shortest(path: Path) -> str:
     return min(os.path.relpath(path), str(path), key=len)
 
 
-def _name(result: Result) -> str:
-    return result.image.argument if isinstance(result.image, Stream) else str(result.image)
+class Printed:
+    """Writes records to standard output at once: to programs in UTF-8, to people as a table."""
+
+    part_size: int | None = None
+    done = 0
+
+    def __init__(self, format: str | None, bar: terminal.Bar):
+        if format == "parquet":
+            raise ValueError("Parquet is not printed: name a file with --output")
+        self._format, self._bar = "jsonl" if format == "json" else format or "table", bar
+
+    def has(self, image: str) -> bool:
+        return False
+
+    @contextmanager
+    def part(self) -> Iterator[Writer]:
+        from .collections.formats import open_writer
+
+        self._writer = Table() if self._format == "table" else open_writer(self._format, sys.stdout.buffer)
+        yield self
+
+    def write(self, record: Record) -> None:
+        self._bar.clear()  # it may be on the same terminal
+        self._writer.write(record)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        pass
+
+    def finish(self, images: int, failed: int) -> None:
+        pass
 
 
-def _table() -> Callable[[Result], str]:
+class Table:
     """A block for each image: its name, then a line for each label with its score as a number and a bar."""
-    eighths = " ▏▎▍▌▋▊▉█" if _can_print("█") else " ......##"
 
-    def bar(score: float) -> str:
+    def __init__(self) -> None:
+        self._eighths = " ▏▎▍▌▋▊▉█" if _can_print("█") else " ......##"
+
+    def write(self, record: Record) -> None:
+        if record.predictions is not None:
+            print(printable(record.image))
+        for found in record.predictions or []:
+            print(f"  {found['score']:6.1%}  {self._bar(found['score'])}  {cut(printable(found['label']))}")
+
+    def close(self) -> None:
+        pass
+
+    def _bar(self, score: float) -> str:
         full, rest = divmod(round(score * _BAR_WIDTH * 8), 8)
-        return (eighths[8] * full + eighths[rest].strip()).ljust(_BAR_WIDTH)
-
-    def write(result: Result) -> str:
-        if result.predictions is None:
-            return ""
-        lines = [f"  {p['score']:6.1%}  {bar(p['score'])}  {cut(printable(p['label']))}\n" for p in result.predictions]
-        return "".join([f"{printable(_name(result))}\n", *lines])
-
-    return write
-
-
-def _json() -> Callable[[Result], str]:
-    """One line for each image: {"image", "predictions"} or {"image", "error"}."""
-
-    def write(result: Result) -> str:
-        line: dict[str, Any] = {"image": _name(result)}
-        if result.error is not None:
-            line["error"] = sentence(result.error)
-        else:
-            line["predictions"] = result.predictions
-        return json.dumps(line) + "\n"
-
-    return write
-
-
-def _csv() -> Callable[[Result], str]:
-    """A header, then one line for each label of each image, or for the image's error."""
-    lines: list[str] = []
-
-    class Sink:
-        def write(self, line: str) -> None:
-            lines.append(line)
-
-    writer = csv.writer(Sink(), lineterminator="\n")
-    writer.writerow(["image", "rank", "label", "index", "score", "error"])
-
-    def write(result: Result) -> str:
-        if result.error is not None:
-            writer.writerow([csv_cell(_name(result)), "", "", "", "", csv_cell(sentence(result.error))])
-        for rank, p in enumerate(result.predictions or [], start=1):
-            writer.writerow([csv_cell(_name(result)), rank, csv_cell(p["label"]), p["index"], p["score"], ""])
-        text = "".join(lines)
-        lines.clear()
-        return text
-
-    return write
-
-
-_WRITERS: dict[str, Callable[[], Callable[[Result], str]]] = {"table": _table, "json": _json, "csv": _csv}
+        return (self._eighths[8] * full + self._eighths[rest].strip()).ljust(_BAR_WIDTH)
 
 
 def _can_print(text: str) -> bool:

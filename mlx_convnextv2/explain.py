@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import terminal
-from .classify import find_inputs
 from .demo import DEMO
 from .messages import cut, printable, sentence
 from .terminal import DEFAULT_MODEL
@@ -113,9 +112,11 @@ def explain(args: argparse.Namespace) -> int:
 
 def _inputs(arguments: Sequence[str]) -> list[Any]:
     """The images named by the arguments. Folders are not expanded, because their heat maps keep the subfolders."""
+    from .collections import find_inputs
+
     images: list[Any] = []
     for argument in arguments:
-        images += [argument] if os.path.isdir(argument) else find_inputs([argument])
+        images += [argument] if os.path.isdir(argument) else [one.image for one in find_inputs([argument])]
     return images
 
 

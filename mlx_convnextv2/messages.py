@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import reprlib
 from collections import Counter
@@ -30,6 +31,11 @@ def csv_cell(text: object) -> str:
     """Text for a cell of a CSV file: `printable` except for newlines, which CSV quotes, and never a formula."""
     cell = _UNSAFE_IN_CSV.sub(_escape, str(text))
     return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def json_text(value: Any) -> str:
+    """A value as JSON on one line, in the script that it is written in. Unsafe characters become JSON's escapes."""
+    return _UNSAFE.sub(lambda match: json.dumps(match[0])[1:-1], json.dumps(value, ensure_ascii=False))
 
 
 def cut(text: str, most: int = LINE) -> str:

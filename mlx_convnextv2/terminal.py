@@ -8,17 +8,12 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from ._version import __version__
 from .demo import DEMO
 from .messages import printable, sentence
-
-if TYPE_CHECKING:
-    pass
-
 
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
@@ -102,6 +97,17 @@ def positive_int(text: str) -> int:
     return value
 
 
+def positive(text: str) -> float:
+    """A number above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value
+
+
 def positive_ints(text: str) -> list[int]:
     """Whole numbers of at least 1, separated by commas, for argparse."""
     return [positive_int(part.strip()) for part in text.split(",")]
@@ -139,26 +145,32 @@ def check_quantization(parser: argparse.ArgumentParser, args: argparse.Namespace
         parser.error("--q-bits, --q-group-size and --q-mode go with -q")
 
 
-class _NoBar:
-    """Stands in for a progress bar that nobody would see."""
+class Bar:
+    """tqdm's bar on standard error, if this is a terminal and there may be more than one image."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def begin(self, images: int | None) -> None:
+        """Show the bar; None if nobody knows how many images there are."""
+        if (images is None or images > 1) and sys.stderr.isatty():
+            from tqdm import tqdm  # comes with huggingface_hub
+
+            self._bar = tqdm(total=images, unit=" images", leave=False, dynamic_ncols=True)
 
     def clear(self) -> None:
-        pass
+        """Before something is printed."""
+        if self._bar is not None:
+            self._bar.clear()
 
     def update(self) -> None:
-        pass
+        """One image is done."""
+        if self._bar is not None:
+            self._bar.update()
 
-
-@contextmanager
-def progress(images: int) -> Iterator[Any]:
-    """tqdm's bar on standard error, if this is a terminal and there is more than one image."""
-    if images < 2 or not sys.stderr.isatty():
-        yield _NoBar()
-        return
-    from tqdm import tqdm  # comes with huggingface_hub
-
-    with tqdm(total=images, unit=" images", leave=False, dynamic_ncols=True) as bar:
-        yield bar
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
 DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"

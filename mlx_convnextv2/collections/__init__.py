@@ -1,6 +1,8 @@
 """Many pictures: runs over millions that can be interrupted, shared among machines, and joined.
 
-from mlx_convnextv2.collections import Shard
+from mlx_convnextv2.collections import classify_images, merge
+
+summary = classify_images(classifier, ["photos"], "results/")
 """
 
 from __future__ import annotations
@@ -9,10 +11,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .classification import Summary as Summary, Watch as Watch, classify_images as classify_images
+    from .inputs import find_inputs as find_inputs
+    from .joining import merge as merge
     from .shards import Shard as Shard
 
 # Imported on first use: `classify --help` loads nothing heavy.
-_MODULES = {"Shard": "shards"}
+_MODULES = {
+    **dict.fromkeys(("Summary", "Watch", "classify_images"), "classification"),
+    **{"Shard": "shards", "find_inputs": "inputs", "merge": "joining"},
+}
 
 __all__ = [*_MODULES]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import secrets
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 _NO_SPACE = {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}
 
@@ -36,6 +38,31 @@ def write(file: Path, data: bytes) -> None:
         partial.replace(file.resolve())
 
 
+@contextmanager
+def whole(file: Path) -> Iterator[BinaryIO]:
+    """A binary file to write to. It becomes `file` at the end, when it is on the disk, or vanishes on an exception.
+
+    Raises:
+        OSError: it cannot be written, for example for lack of space.
+    """
+    if not _is_replaced(file):
+        with file.open("wb") as opened:
+            yield opened
+        return
+    with _partial(file) as partial:
+        with partial.open("wb") as opened:
+            yield opened
+            opened.flush()
+            os.fsync(opened.fileno())
+        partial.replace(file.resolve())
+    with suppress(OSError):  # some file systems cannot
+        folder = os.open(file.resolve().parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
 def _is_replaced(file: Path) -> bool:
     return file.is_file() or not file.exists()  # neither a pipe nor a device
 
@@ -48,6 +75,8 @@ def _partial(file: Path) -> Iterator[Path]:
     try:
         yield partial
     except OSError as error:
+        if error.errno is None or error.filename not in (None, os.fspath(partial)):  # of something else
+            raise
         why = "for lack of space " if error.errno in _NO_SPACE else ""
         raise OSError(error.errno, f"it cannot be written {why}({error.strerror})", str(file)) from None
     finally:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..images.decode import NAMELESS, find_images, name_of, read_stream
+from ..images.decode import NAMELESS, name_of, read_stream
+from ..images.folders import find_images
 
 HEAT_MAP_SUFFIXES = (".heatmap.png", ".heatmap.npy")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..messages import short, some
-from .decode import SUFFIXES, find_images
+from .folders import SUFFIXES, find_images
 
 # The names of a split's folders, compared without regard to case.
 SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}

@@ -8,7 +8,6 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -17,11 +16,6 @@ from PIL import Image, UnidentifiedImageError, features
 
 from ..messages import one_line
 from ..runtime.forks import check_not_forked
-
-SUFFIXES = {
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"),
-    *(".heic", ".heif", ".avif"),
-}
 
 # The formats that Pillow may open. Some of the others, such as EPS, start external programs.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -52,6 +46,19 @@ _UPRIGHT = {  # the inverse of each EXIF orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class MissingExtraError(ValueError):
+    """A file that cannot be read without an extra of this package.
+
+    Attributes:
+        problem: the message without the advice how to install the extra.
+        extra: the extra's name.
+    """
+
+    def __init__(self, problem: str, extra: str):
+        super().__init__(f'{problem}: pip install "mlx-convnextv2[{extra}]"')
+        self.problem, self.extra = problem, extra
 
 
 def open_image(
@@ -96,34 +103,12 @@ def open_image(
         raise ValueError(f"{name} needs more memory than there is: scale it down") from None
     except (FileNotFoundError, IsADirectoryError, PermissionError):
         raise
+    except MissingExtraError as error:
+        raise MissingExtraError(f"{name} cannot be read: {error.problem}", error.extra) from None
     except OSError as error:
         raise OSError(f"{name} cannot be read: {one_line(error)}") from None
     except Exception as error:  # Pillow's decoders raise errors of many kinds on damaged files
         raise ValueError(f"{name} cannot be read: {one_line(error)}") from None
-
-
-def find_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files below a folder whose suffix is one of `SUFFIXES`, without hidden files, sorted by path.
-
-    Links to folders are not followed. Broken links and unreadable folders are listed too, because nothing should be
-    left out in silence: opening them says what is wrong.
-    """
-    found = []
-    folders = [os.fspath(folder)]
-    while folders:
-        path = folders.pop()
-        try:
-            with os.scandir(path) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
-                    elif _is_image_file(entry):
-                        found.append(Path(entry.path))
-        except OSError:
-            found.append(Path(path))
-    return sorted(found)
 
 
 def name_of(source: Any) -> str:
@@ -154,14 +139,6 @@ def is_pipe(path: str | os.PathLike[str]) -> bool:
         return stat.S_ISFIFO(os.stat(path).st_mode)
     except (OSError, ValueError):
         return False
-
-
-def _is_image_file(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() not in SUFFIXES:
-        return False
-    if entry.is_symlink():
-        return os.path.isfile(entry.path) or not os.path.exists(entry.path)
-    return entry.is_file()
 
 
 def _open_file(source: Any, name: str) -> BinaryIO:
@@ -261,9 +238,7 @@ def _check_brands(head: bytes) -> None:
         try:
             from pillow_heif import register_heif_opener
         except ImportError:
-            raise ValueError(
-                'it is a HEIC image, which needs the extra heic: pip install "mlx-convnextv2[heic]"'
-            ) from None
+            raise MissingExtraError("it is a HEIC image, which needs the extra heic", "heic") from None
         register_heif_opener()
 
 

@@ -70,6 +70,7 @@ class ImageClassifier:
             raise ValueError("a loaded model needs its image processor: ImageClassifier(model, processor)")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a whole number of at least 1, not {batch_size!r}")
+        self.name = name
         self.model = model
         self.processor = processor
         self.labels = class_labels(model.config)
@@ -99,17 +100,25 @@ class ImageClassifier:
             predictions.append(result.predictions or [])
         return predictions if several else predictions[0]
 
-    def stream(self, images: Iterable[Any], top_k: int = 5) -> Iterator[Result]:
+    def stream(
+        self, images: Iterable[Any], top_k: int = 5, *, batched: bool | None = None, padded: bool = False
+    ) -> Iterator[Result]:
         """Classify images in order and yield one `Result` for each, which holds the error if the image failed.
 
-        The images of a list go through the model in batches. Threads read and prepare them while others are
-        classified, up to a batch and one image for each core ahead. One thread reads them all if an open image or
-        file is in the list twice, because two threads must not read it at once. An iterator may be a camera, so its
-        images are taken and answered one by one.
+        Args:
+            images: as for calling the classifier, in any iterable.
+            top_k: how many labels each image gets, at most.
+            batched: take images ahead, and let them through the model in batches. By default this holds for lists; an
+                iterator may be a camera, so its images are taken and answered one by one.
+            padded: fill every batch up, with copies, because the last digits of a score depend on the batch's size.
+
+        Threads read and prepare the images of a batch while others are classified, up to a batch and one image for each
+        core ahead. One thread reads them all if an open image or file is in a list twice, because two threads must not
+        read it at once; another iterable that is `batched` must not give it twice.
         """
         if not isinstance(top_k, int | np.integer) or top_k < 1:
             raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")
-        with closing(self.stream_logits(images)) as answers:
+        with closing(self.stream_logits(images, batched=batched, padded=padded)) as answers:
             for result, logits in answers:
                 if logits is not None:
                     scores = softmax(logits)
@@ -120,32 +129,37 @@ class ImageClassifier:
                     ]
                 yield result
 
-    def stream_logits(self, images: Iterable[Any]) -> Generator[tuple[Result, np.ndarray | None], None, None]:
+    def stream_logits(
+        self, images: Iterable[Any], *, batched: bool | None = None, padded: bool = False
+    ) -> Generator[tuple[Result, np.ndarray | None], None, None]:
         """As `stream`, but yields each result without predictions, and beside it the logits (num_labels,) in float32.
 
         The logits are None if the result has an error. Their softmax is always finite.
         """
         batch_size, workers, ahead = 1, 1, 1
-        if isinstance(images, list | tuple):
+        several = isinstance(images, list | tuple)
+        if several if batched is None else batched:
             batch_size, workers = self.batch_size, available_cpus()
             ahead = batch_size + workers
+        if several:
             opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
             workers = workers if len(set(opened)) == len(opened) else 1
         prepared = map_ahead(self._prepare, map(_take, images), workers, ahead)
+        size = batch_size if padded else 0
         with closing(prepared):
             waiting: list[Result] = []
             arrays: list[np.ndarray] = []
             for result, array in prepared:
                 if array is not None:
                     if arrays and array.shape != arrays[0].shape:  # without do_resize each image has its own size
-                        yield from self._answer(waiting, arrays)
+                        yield from self._answer(waiting, arrays, size)
                         waiting, arrays = [], []
                     arrays.append(array)
                 waiting.append(result)
                 if len(arrays) == batch_size or not arrays:
-                    yield from self._answer(waiting, arrays)
+                    yield from self._answer(waiting, arrays, size)
                     waiting, arrays = [], []
-            yield from self._answer(waiting, arrays)
+            yield from self._answer(waiting, arrays, size)
 
     def _prepare(self, result: Result) -> tuple[Result, np.ndarray | None]:
         """The result, and the pixel values (H, W, C) of its image, or None with the error in the result."""
@@ -167,10 +181,16 @@ class ImageClassifier:
             raise ValueError(f"an image of {shape} pixels is too small: the model needs {height} x {width}")
         return array
 
-    def _answer(self, results: list[Result], arrays: list[np.ndarray]) -> list[tuple[Result, np.ndarray | None]]:
-        """Each result with its logits, or None if it has an error. `arrays` holds the pixels of the other results."""
+    def _answer(
+        self, results: list[Result], arrays: list[np.ndarray], size: int
+    ) -> list[tuple[Result, np.ndarray | None]]:
+        """Each result with its logits, or None if it has an error. `arrays` holds the pixels of the other results.
+
+        The model sees at least `size` images.
+        """
         if not arrays:
             return [(result, None) for result in results]
+        arrays = arrays + arrays[-1:] * (size - len(arrays))
         rows = iter(_as_float32(self.predict(mx.array(np.stack(arrays)))))  # (N, H, W, C) -> (N, num_labels)
         answers: list[tuple[Result, np.ndarray | None]] = []
         for result in results:

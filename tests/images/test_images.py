@@ -16,7 +16,8 @@ from hypothesis import given, settings, strategies as st
 from image_files import READ_ERRORS, encode, needs_avif, noise, overwrite, png
 from PIL import Image
 
-from mlx_convnextv2.images.decode import SUFFIXES, find_images, open_image
+from mlx_convnextv2.images.decode import open_image
+from mlx_convnextv2.images.folders import SUFFIXES, find_images
 
 # Pillow warns of damaged metadata and of large pictures.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")

@@ -24,7 +24,8 @@ from PIL import Image, PngImagePlugin
 from mlx_convnextv2 import ConvNextImageProcessor
 from mlx_convnextv2.classify import main
 from mlx_convnextv2.images import decode
-from mlx_convnextv2.images.decode import MAX_PIXELS, find_images, open_image
+from mlx_convnextv2.images.decode import MAX_PIXELS, open_image
+from mlx_convnextv2.images.folders import find_images
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 

@@ -1,0 +1,186 @@
+"""Classify everything that a user names, and write the results where the user says."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+from ..images.decode import MissingExtraError
+from ..inference.classifier import ImageClassifier, Result
+from ..messages import sentence
+from .fingerprint import fingerprint
+from .inputs import Input, Source, find_sources
+from .outputs import Destination, OneFile, Output, plan
+from .records import Record, Writer
+from .runs import RunFolder
+from .shards import Shard
+
+_COUNTED = 10_000  # names that are listed ahead, so that a progress bar knows its end
+
+
+class Watch:
+    """Is told what happens. This one does nothing."""
+
+    def begin(self, total: int | None) -> None:
+        """It begins; `total` images are known of, or nobody knows how many."""
+
+    def advance(self, record: Record) -> None:
+        """An image is about to be written."""
+
+
+@dataclass
+class Summary:
+    """What was done: images, those that failed by kind, those that an earlier run had done, and seconds."""
+
+    images: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    before: int = 0
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> int:
+        return self.failures.total()
+
+    def __str__(self) -> str:
+        text = f"{self.images} images in {self.seconds:.2f} s, {self.images / max(self.seconds, 1e-9):.1f} a second"
+        if self.before:
+            text += f"; {self.before} were done before"
+        if self.failed:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.failures.most_common())
+            text += f"; {self.failed} failed: {kinds}"
+        return text
+
+
+def classify_images(
+    classifier: ImageClassifier,
+    images: Iterable[str],
+    output: str | os.PathLike[str] | Destination,
+    *,
+    format: str | None = None,
+    top_k: int = 5,
+    shard: Shard | None = None,
+    part_size: int = 1_000,
+    watch: Watch | None = None,
+    **inputs: Any,
+) -> Summary:
+    """Classify images and write a record for each, in order. Memory does not grow with their number.
+
+    Args:
+        classifier: what classifies.
+        images: what `find_sources` takes: paths, folders, patterns, lists, addresses, videos.
+        output: a file, which appears when all is done; or a folder for parts, where a run that was ended goes on.
+        format: "jsonl", "csv" or "parquet"; by default the suffix of `output` says it, and parts are jsonl.
+        top_k: how many labels each image gets, at most.
+        shard: the share of the images that this process takes.
+        part_size: images in a part. A run that is ended loses at most one part.
+        watch: is told of every image.
+        inputs: the other options of `find_sources`: allow_urls, fps, null, max_pixels, notice.
+
+    Raises:
+        FileExistsError, OSError: `output` cannot be written.
+        ValueError: the options do not fit together, or not to the results that are there.
+    """
+    watch = watch or Watch()
+    target = output
+    if isinstance(target, str | os.PathLike):
+        options = {"top_k": top_k, "max_pixels": classifier.processor.max_pixels, "fps": inputs.get("fps")}
+        target = _open(plan(target, format), classifier, options, shard or Shard(), part_size)
+    summary = Summary()
+    start = time.perf_counter()
+    sources = iter(find_sources(images, shard=shard, max_pixels=classifier.processor.max_pixels, **inputs))
+    first = list(islice(sources, _COUNTED + 1))
+    exact = len(first) <= _COUNTED and not any(source.open for source in first)
+    watch.begin(max(0, len(first) - target.done) if exact else None)
+    wanted = _not_done(chain(_emptied(first), sources), target, summary)
+    if target.part_size is None:
+        with target.part() as writer:
+            _write(classifier, wanted, writer, top_k, watch, summary, padded=False)
+    else:
+        for one in wanted:
+            with target.part() as writer:
+                part = chain([one], islice(wanted, target.part_size - 1))
+                _write(classifier, part, writer, top_k, watch, summary, padded=True)
+    target.finish(summary.images, summary.failed)
+    summary.seconds = time.perf_counter() - start
+    return summary
+
+
+def _open(
+    chosen: Output, classifier: ImageClassifier, options: dict[str, Any], shard: Shard, part_size: int
+) -> Destination:
+    if not chosen.is_folder:
+        return OneFile(chosen.path, chosen.format)
+    run = {"model": fingerprint(classifier), "name": classifier.name, **options, "batch_size": classifier.batch_size}
+    return RunFolder(chosen.path, run, shard, chosen.format, part_size)
+
+
+def _write(
+    classifier: ImageClassifier,
+    inputs: Iterator[Input],
+    writer: Writer,
+    top_k: int,
+    watch: Watch,
+    summary: Summary,
+    padded: bool,
+) -> None:
+    sent: deque[Input] = deque()
+
+    def send() -> Iterator[Any]:
+        for one in inputs:
+            sent.append(one)
+            yield one.image
+
+    with closing(classifier.stream(send(), top_k, batched=True, padded=padded)) as results:  # type: ignore[type-var]
+        for result in results:
+            record = _record(sent.popleft(), result, summary)
+            watch.advance(record)
+            writer.write(record)
+
+
+def _record(one: Input, result: Result, summary: Summary) -> Record:
+    """The record of a result, which is counted. How to install an extra is said once, and not in the record."""
+    summary.images += 1
+    error = result.error
+    if error is None:
+        return Record(one.name, result.predictions, None, one.time)
+    if isinstance(error, IsADirectoryError):
+        error = ValueError(f"no images in the folder {one.name}")
+    kind = _kind(error)
+    report = sentence(error)
+    message = sentence(ValueError(error.problem)) if isinstance(error, MissingExtraError) else report
+    record = Record(one.name, None, message, one.time, message if kind in summary.failures else report)
+    summary.failures[kind] += 1
+    return record
+
+
+def _not_done(sources: Iterable[Source], output: Destination, summary: Summary) -> Iterator[Input]:
+    for source in sources:
+        for one in source.inputs():
+            if output.has(one.name):
+                summary.before += 1
+            else:
+                yield one
+
+
+def _emptied(items: list[Source]) -> Iterator[Source]:
+    """The items, none of which is kept."""
+    items.reverse()
+    while items:
+        yield items.pop()
+
+
+def _kind(error: Exception) -> str:
+    """What kind of failure an error is, for a count."""
+    if isinstance(error, MissingExtraError):
+        return f"in need of the extra {error.extra}"
+    if isinstance(error, FileNotFoundError):
+        return "not there"
+    if isinstance(error, PermissionError):
+        return "not permitted"
+    return "unreadable" if isinstance(error, OSError) else "no images, damaged or too large"

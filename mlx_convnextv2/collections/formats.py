@@ -1,0 +1,56 @@
+"""The formats that results have in files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from .records import Record, Writer
+from .text_files import Csv, JsonLines, read_json_lines
+
+SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+def open_writer(format: str, file: BinaryIO) -> Writer:
+    """A writer for "jsonl", "csv" or "parquet".
+
+    Raises:
+        ValueError: there is no such format, or the extra `parquet` is missing.
+    """
+    if format == "parquet":
+        from .parquet_files import Parquet
+
+        return Parquet(file)
+    return _text_writer(format)(file)
+
+
+def check_format(format: str) -> None:
+    """Raise the errors of `open_writer` before anything is computed."""
+    if format == "parquet":
+        from .parquet_files import pyarrow
+
+        pyarrow()
+    else:
+        _text_writer(format)
+
+
+def _text_writer(format: str) -> type[JsonLines] | type[Csv]:
+    writers: dict[str, type[JsonLines] | type[Csv]] = {"jsonl": JsonLines, "csv": Csv}
+    if format not in writers:
+        raise ValueError(f"the format is one of {', '.join([*writers, 'parquet'])}, not {format}")
+    return writers[format]
+
+
+def read_records(file: Path) -> Iterator[Record]:
+    """The records of a whole file in JSON lines or, by its suffix, in Parquet.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or the extra `parquet` is missing.
+    """
+    if file.suffix == ".parquet":
+        from .parquet_files import read_parquet
+
+        return read_parquet(file)
+    return read_json_lines(file)

@@ -1,0 +1,103 @@
+"""Where results go: one file that is whole or absent, or a folder of part files that a later run goes on with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..files import output_files
+from .formats import SUFFIXES, check_format, open_writer
+from .records import Writer
+
+PART_FORMATS = ("jsonl", "parquet")
+
+
+class Destination(Protocol):
+    """Takes records, in one part or in many."""
+
+    part_size: int | None
+    """How many images a part has, or None if there is one part."""
+
+    done: int
+    """How many images earlier runs have done."""
+
+    def has(self, image: str) -> bool:
+        """Whether an earlier run has done this image. Asked once for each time that the image is named."""
+
+    def part(self) -> AbstractContextManager[Writer]:
+        """A writer for the next part, which counts from the end of the context on, or not at all if it ends early."""
+
+    def finish(self, images: int, failed: int) -> None:
+        """Everything is done."""
+
+
+class OneFile:
+    """A file that appears when everything is done."""
+
+    part_size: int | None = None
+    done = 0
+
+    def __init__(self, file: Path, format: str):
+        self._file, self._format = file, format
+        output_files.check(file)
+
+    def has(self, image: str) -> bool:
+        return False
+
+    @contextmanager
+    def part(self) -> Iterator[Writer]:
+        with output_files.whole(self._file) as opened:
+            writer = open_writer(self._format, opened)
+            yield writer
+            writer.close()
+
+    def finish(self, images: int, failed: int) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Output:
+    """A place for results: a file or a folder, and the format."""
+
+    path: Path
+    format: str
+    is_folder: bool
+
+
+def plan(output: str | os.PathLike[str], format: str | None = None) -> Output:
+    """What `output` and `format` mean together.
+
+    A folder is what ends in a slash, exists as a folder, or is new and has no suffix. Anything else is a file, whose
+    suffix is the format unless `format` says it. Parts are jsonl, the default, or parquet.
+
+    Raises:
+        ValueError: this is no place, or the format does not fit it.
+    """
+    text = os.fspath(output)
+    path = Path(text).expanduser()
+    if not text:
+        raise ValueError("the output needs a name")
+    format = "jsonl" if format == "json" else format
+    if text.endswith("/") or path.is_dir() or (not path.suffix and not path.exists()):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{text} is a file: leave the slash out, or name a folder")
+        if format not in (None, *PART_FORMATS):
+            raise ValueError(
+                f"{text} is a folder, whose parts are {' or '.join(PART_FORMATS)}: --merge makes one file in any format"
+            )
+        found = format or PART_FORMATS[0]
+        check_format(found)
+        return Output(path, found, True)
+    if format == "table":
+        raise ValueError(f"a table is for a terminal: choose jsonl, csv or parquet for {text}")
+    known = format or SUFFIXES.get(path.suffix.lower())
+    if known is None:
+        raise ValueError(
+            f"{text} does not say its format: end it in {', '.join(SUFFIXES)}, in / for a folder, or pass --format"
+        )
+    check_format(known)
+    return Output(path, known, False)

@@ -1,0 +1,81 @@
+"""Results as Parquet, through pyarrow: one row for each label of each image, or for its error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ..messages import one_line
+from .records import COLUMNS, Record, rows
+
+_GROUP = 20_000  # rows that are held before they are written
+
+
+def pyarrow() -> Any:
+    """The module, or a ValueError that says how to install it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError('Parquet needs the extra parquet: pip install "mlx-convnextv2[parquet]"') from None
+    return pyarrow
+
+
+def schema() -> Any:
+    """image: string, rank: int32, label: string, index: int32, score: float64, error: string."""
+    pa = pyarrow()
+    types = (pa.string(), pa.int32(), pa.string(), pa.int32(), pa.float64(), pa.string())
+    return pa.schema(list(zip(COLUMNS, types, strict=True)))
+
+
+class Parquet:
+    """Writes records to an open file."""
+
+    def __init__(self, file: BinaryIO):
+        self._pa, self._schema = pyarrow(), schema()
+        self._writer = self._pa.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._rows: list[tuple[Any, ...]] = []
+
+    def write(self, record: Record) -> None:
+        self._rows += rows(record)
+        if len(self._rows) >= _GROUP:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        if self._rows:
+            columns = [[_text(value) for value in column] for column in zip(*self._rows, strict=True)]
+            arrays = [self._pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+            self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
+            self._rows = []
+
+
+def read_parquet(file: Path) -> Iterator[Record]:
+    """The records of a file that `Parquet` has written."""
+    pa = pyarrow()
+    record: Record | None = None
+    try:
+        with pa.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(columns=list(COLUMNS)):
+                for image, rank, label, index, score, error in zip(*batch.to_pydict().values(), strict=True):
+                    if rank is None or rank == 1:  # each image begins so
+                        if record is not None:
+                            yield record
+                        record = Record(image, None if rank is None else [], error)
+                    if rank is not None and record is not None and record.predictions is not None:
+                        record.predictions.append({"label": label, "score": score, "index": index})
+    except (pa.ArrowException, KeyError) as error:
+        raise ValueError(
+            f"{file} is damaged ({one_line(error)}): delete it and start the run again, which makes it anew"
+        ) from None
+    if record is not None:
+        yield record
+
+
+def _text(value: Any) -> Any:
+    """Text as UTF-8 can hold it: a name that is no text has bytes written as \\udcff."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,0 +1,42 @@
+"""What is written of one image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+COLUMNS = ("image", "rank", "label", "index", "score", "error")
+
+
+@dataclass
+class Record:
+    """One image's predictions, best first, or the sentence that says why there are none.
+
+    Attributes:
+        image: its path or address. A frame's ends in #t= and the time from the start of its video.
+        time: that time in seconds, if it is a frame.
+        report: the error as a person should read it once. It may hold advice that the next such error lacks.
+    """
+
+    image: str
+    predictions: list[dict[str, Any]] | None = None
+    error: str | None = None
+    time: float | None = None
+    report: str | None = None
+
+
+class Writer(Protocol):
+    """Writes records to a file in one format. `close` writes what is left; the file is the caller's to close."""
+
+    def write(self, record: Record) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def rows(record: Record) -> Iterator[tuple[Any, ...]]:
+    """The values of `COLUMNS` for each label of an image, or for its error. None stands where there is no value."""
+    if record.error is not None:
+        yield (record.image, None, None, None, None, record.error)
+    for rank, found in enumerate(record.predictions or [], start=1):
+        yield (record.image, rank, found["label"], found["index"], found["score"], None)
