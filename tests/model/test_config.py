@@ -6,17 +6,16 @@ import copy
 import json
 import pickle
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
-from mlx.utils import tree_flatten
 
-from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification
+from mlx_convnextv2 import ConvNextV2Config
 from mlx_convnextv2.model.config import ACTIVATIONS, PROBLEM_TYPES, SIZES
-from mlx_convnextv2.model.layers import no_init_weights
 
 # What `transformers.ConvNextV2Config()` holds under these names (5.23; tests/parity asks it).
-DEFAULTS = {
+DEFAULTS: dict[str, Any] = {
     "num_channels": 3,
     "patch_size": 4,
     "num_stages": 4,
@@ -33,19 +32,6 @@ DEFAULTS = {
     "problem_type": None,
     "return_dict": True,
     "output_hidden_states": False,
-}
-
-# The published checkpoints' counts, with their heads of 1000 classes. For channels c and depths d they come from
-# stem 51 c0, between stages 4 c c' + 2 c + c', blocks d (8 c c + 65 c), last norm 2 c3, head 1000 c3 + 1000.
-PARAMETERS = {
-    "atto": 3_708_400,
-    "femto": 5_233_240,
-    "pico": 9_066_280,
-    "nano": 15_623_800,
-    "tiny": 28_635_496,
-    "base": 88_717_800,
-    "large": 197_956_840,
-    "huge": 660_289_640,
 }
 
 # A config.json as the Hub has them, with keys that no model reads.
@@ -72,16 +58,13 @@ PUBLISHED = {
 MISSING = object()  # not equal to anything that a config holds
 
 
-@pytest.mark.parametrize(("name", "value"), DEFAULTS.items(), ids=DEFAULTS)
-def test_defaults_are_hugging_faces(name, value):
-    assert getattr(ConvNextV2Config(), name) == value
-    assert ConvNextV2Config().to_dict().get(name) == value
-
-
-def test_there_is_no_field_that_hugging_face_does_not_have():
+def test_fields_and_defaults_are_hugging_faces():
+    config, written = ConvNextV2Config(), ConvNextV2Config().to_dict()
+    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+    assert {name: written.get(name) for name in DEFAULTS} == DEFAULTS
     assert {field.name for field in fields(ConvNextV2Config)} == {*DEFAULTS, "id2label", "label2id", "extra"}
-    assert ConvNextV2Config().to_dict()["model_type"] == "convnextv2"
-    assert ConvNextV2Config().to_dict()["stage_names"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
+    assert written["model_type"] == "convnextv2"
+    assert written["stage_names"] == ["stem", "stage1", "stage2", "stage3", "stage4"]
 
 
 def test_a_change_of_one_config_leaves_the_defaults_and_the_sizes_alone():
@@ -92,21 +75,13 @@ def test_a_change_of_one_config_leaves_the_defaults_and_the_sizes_alone():
     assert ConvNextV2Config().hidden_sizes == SIZES["tiny"]["hidden_sizes"] == [96, 192, 384, 768]
 
 
-class TestSizes:
-    @pytest.mark.parametrize(("size", "expected"), PARAMETERS.items(), ids=PARAMETERS)
-    def test_each_size_has_the_published_number_of_parameters(self, size, expected):
-        with no_init_weights():
-            model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
-        assert sum(parameter.size for _, parameter in tree_flatten(model.parameters())) == expected
-
-    def test_there_are_eight_sizes_in_order(self):
-        assert list(SIZES) == list(PARAMETERS)
-
+class TestSizes:  # test_readme.py counts their parameters
     def test_overrides_win(self):
         config = ConvNextV2Config.from_size("atto", num_labels=5, drop_path_rate=0.1, depths=[1, 1, 1, 1])
         assert (config.num_labels, config.drop_path_rate, config.depths) == (5, 0.1, [1, 1, 1, 1])
         assert config.hidden_sizes == [40, 80, 160, 320]
         assert ConvNextV2Config.from_size("atto", id2label={0: "a", 1: "b", 2: "c"}).num_labels == 3
+        assert ConvNextV2Config.from_size("atto", label2id={"cat": 0}).num_labels == 1
 
     @pytest.mark.parametrize("size", ["small", "", "Tiny", None])
     def test_an_unknown_size_is_an_error_that_lists_the_eight(self, size):
@@ -116,8 +91,9 @@ class TestSizes:
 
 
 class TestFiles:
-    def test_a_published_config_is_read_and_written_without_loss(self):
-        config = ConvNextV2Config.from_dict(PUBLISHED)
+    def test_a_published_config_is_read_and_written_without_loss(self, tmp_path):
+        (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+        config = ConvNextV2Config.from_json_file(tmp_path / "config.json")
         assert config.num_labels == 3
         assert config.id2label == {0: "crane", 1: "tench, Tinca tinca", 2: "crane"}
         assert (config.depths, config.hidden_sizes) == ([2, 2, 6, 2], [40, 80, 160, 320])
@@ -130,7 +106,7 @@ class TestFiles:
         assert ConvNextV2Config.from_dict(nulls) == ConvNextV2Config()
 
     def test_reading_does_not_change_what_is_read(self):
-        values = json.loads(json.dumps(PUBLISHED))
+        values = copy.deepcopy(PUBLISHED)
         ConvNextV2Config.from_dict(values)
         assert values == PUBLISHED
 
@@ -138,15 +114,6 @@ class TestFiles:
         config = ConvNextV2Config.from_dict({"id2label": {"10": "k", **{str(i): "abcdefghij"[i] for i in range(10)}}})
         assert list(config.id2label.items()) == list(enumerate("abcdefghijk"))
         assert config.label2id["k"] == 10
-
-    def test_what_is_written_is_read_back_equal(self):
-        for config in (ConvNextV2Config(), ConvNextV2Config(num_labels=0), ConvNextV2Config.from_dict(PUBLISHED)):
-            assert ConvNextV2Config.from_dict(config.to_dict()) == config
-
-    def test_a_json_file_is_read(self, tmp_path):
-        path = tmp_path / "config.json"
-        path.write_text(json.dumps(PUBLISHED))
-        assert ConvNextV2Config.from_json_file(path) == ConvNextV2Config.from_dict(PUBLISHED)
 
     @pytest.mark.parametrize("content", [b"", b"{", b'{"depths": [1,}', b"\xff\xfe\x00", b"[" * 100_000])
     def test_a_file_that_is_not_json_is_named_in_the_error(self, tmp_path, content):
@@ -164,10 +131,6 @@ class TestFiles:
     def test_another_architecture_is_an_error_that_names_it(self):
         with pytest.raises(ValueError, match=r"'resnet'.*'convnextv2'"):
             ConvNextV2Config.from_dict({**PUBLISHED, "model_type": "resnet"})
-
-    def test_an_error_in_a_file_names_the_field(self):
-        with pytest.raises(ValueError, match="depths"):
-            ConvNextV2Config.from_dict({**PUBLISHED, "depths": [2, 2, 6]})
 
 
 @st.composite
@@ -213,7 +176,7 @@ JSON = st.recursive(
 READ = {*DEFAULTS, "id2label", "label2id", "model_type", "stage_names"}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50)
 @given(values=configs(), extra=st.dictionaries(st.text().filter(lambda name: name not in READ), JSON, max_size=4))
 def test_a_round_trip_loses_nothing(values, extra):
     config = ConvNextV2Config.from_dict({**values, **extra})
@@ -238,19 +201,14 @@ NONSENSE = [
     ("hidden_sizes", "num_stages = 4 entries", {"hidden_sizes": [8, 16]}),
     ("depths", "num_stages = 4 entries", {"depths": [1, 1, 1, 1, 1]}),
     ("hidden_sizes", "num_stages = 3 entries", {"num_stages": 3}),
-    ("depths", "num_stages = 2 entries", {"num_stages": 2, "hidden_sizes": [8, 16]}),
-    ("depths", "num_stages = 4 entries", {"depths": []}),
     ("depths", "list", {"depths": "3393"}),
-    ("depths", "list", {"depths": 3}),
     ("depths", "list", {"depths": None}),
     ("depths", "whole number from 0", {"depths": [3, 3, -1, 3]}),
     ("depths", "whole number from 0", {"depths": [3, 3, 9.0, 3]}),
     ("depths", "whole number from 0", {"depths": [3, 3, True, 3]}),
-    ("depths", "whole number from 0", {"depths": [3, 3, None, 3]}),
     ("depths", r"whole number from 0 to \d+", {"depths": [3, 3, 10**9, 3]}),
     ("hidden_sizes", "list", {"hidden_sizes": 96}),
     ("hidden_sizes", "whole number from 1", {"hidden_sizes": [96, 0, 384, 768]}),
-    ("hidden_sizes", "whole number from 1", {"hidden_sizes": [96, -192, 384, 768]}),
     ("hidden_sizes", "whole number from 1", {"hidden_sizes": ["96", 192, 384, 768]}),
     ("hidden_sizes", r"whole number from 1 to \d+", {"hidden_sizes": [96, 192, 384, 10**9]}),
     *(("num_channels", "whole number from 1", {"num_channels": value}) for value in (0, -3, 3.0, "3", None, True)),
@@ -269,13 +227,11 @@ NONSENSE = [
     ("drop_path_rate", "less than 1", {"drop_path_rate": 1.0}),
     ("drop_path_rate", "to 1", {"drop_path_rate": 1.5}),
     ("out_features", "stem, stage1, stage2, stage3, stage4", {"out_features": ["stage5"]}),
-    ("out_features", "stem, stage1, stage2, stage3, stage4", {"out_features": ["stage1", ""]}),
     ("out_features", "stem, stage1, stage2, stage3, stage4", {"out_features": [4]}),
     ("out_features", "list", {"out_features": "stage4"}),
     ("out_features", "once", {"out_features": ["stage1", "stage1"]}),
     ("out_features", "in order", {"out_features": ["stage2", "stage1"]}),
     ("out_indices", "from -5 to 4", {"out_indices": [5]}),
-    ("out_indices", "from -5 to 4", {"out_indices": [-6]}),
     ("out_indices", "whole number", {"out_indices": [1.0]}),
     ("out_indices", "list", {"out_indices": 4}),
     ("out_indices", "once", {"out_indices": [4, -1]}),
@@ -287,7 +243,7 @@ NONSENSE = [
     ("id2label", "text", {"id2label": ["cat", None]}),
     ("id2label", "text", {"id2label": {0: {"cat": "dog"}}}),
     *(("id2label", "whole numbers", {"id2label": {key: "cat"}}) for key in (0.5, float("nan"), float("inf"), True)),
-    ("id2label", r"whole number from 0 to \d+", {"id2label": ["cat"] * 10**6}),
+    ("id2label", r"whole number from 0 to \d+", {"id2label": ["cat"] * 100_001}),
     ("label2id", "whole numbers", {"label2id": {"cat": "a"}}),
     ("label2id", "without a gap", {"label2id": {"cat": 0, "dog": 0}}),
     ("label2id", "from 0", {"label2id": {"cat": 1}}),
@@ -304,15 +260,13 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("field", "allowed", "values"), NONSENSE, ids=[str(values) for _, _, values in NONSENSE])
-def test_a_value_that_makes_no_sense_is_named_with_what_is_allowed(field, allowed, values):
+@pytest.mark.parametrize(("field", "allowed", "values"), NONSENSE, ids=[str(values)[:60] for _, _, values in NONSENSE])
+def test_a_value_that_makes_no_sense_is_named_with_what_is_allowed_and_an_assignment_of_it_changes_nothing(
+    field, allowed, values
+):
     with pytest.raises(ValueError, match=allowed) as error:
         ConvNextV2Config(**values)
     assert field in str(error.value)
-
-
-@pytest.mark.parametrize(("field", "allowed", "values"), NONSENSE, ids=[str(values) for _, _, values in NONSENSE])
-def test_nonsense_that_is_assigned_is_the_constructors_error_and_changes_nothing(field, allowed, values):
     config = ConvNextV2Config()
     with pytest.raises(ValueError, match=allowed) as error:
         setattr(config, *next(iter(values.items()))) if len(values) == 1 else config.update(values)
@@ -373,9 +327,6 @@ class TestAssignment:
         config.update({"num_stages": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "out_indices": [1, 2]})
         assert (config.stage_names, config.out_features) == (["stem", "stage1", "stage2"], ["stage1", "stage2"])
 
-    def test_an_override_of_a_size_tells_its_number_of_labels(self):
-        assert ConvNextV2Config.from_size("atto", label2id={"cat": 0}).num_labels == 1
-
     def test_classes_that_nobody_named_are_written_as_their_number(self):
         for config in (ConvNextV2Config(num_labels=100_000), ConvNextV2Config(id2label={})):
             values = config.to_dict()
@@ -398,10 +349,6 @@ class TestUnknownFields:
         with pytest.raises(AttributeError, match="'use_cache'"):
             _ = ConvNextV2Config().use_cache
 
-    def test_what_to_dict_gives_are_keywords(self):
-        config = ConvNextV2Config.from_dict(PUBLISHED)
-        assert ConvNextV2Config(**config.to_dict()) == config
-
 
 @pytest.mark.parametrize(
     "copied",
@@ -420,11 +367,10 @@ def test_a_copy_is_equal_and_of_its_own(copied):
 def test_replace_aligns_labels_too():
     assert replace(ConvNextV2Config(), num_labels=5) == ConvNextV2Config(num_labels=5)
     named = ConvNextV2Config(id2label=["cat", "dog"])
-    assert replace(named, id2label=["ash", "elm"]).label2id == {"ash": 0, "elm": 1}
+    assert replace(named, id2label={0: "ash", 1: "elm"}).label2id == {"ash": 0, "elm": 1}
 
 
-def test_as_many_labels_as_imagenet_22k_has_are_read_both_ways(tmp_path):
+def test_as_many_labels_as_imagenet_22k_has_are_read_both_ways():
     labels = {str(i): f"thing {i}, Latin name {i}, another name {i}" for i in range(21_841)}
     values = {"model_type": "convnextv2", "id2label": labels, "label2id": {v: int(k) for k, v in labels.items()}}
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert ConvNextV2Config.from_json_file(tmp_path / "config.json").num_labels == 21_841
+    assert ConvNextV2Config.from_dict(values).num_labels == 21_841

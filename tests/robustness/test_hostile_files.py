@@ -8,18 +8,18 @@ import resource
 import shutil
 import struct
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-import yaml
-from checkpoint_files import INDEX, as_timm, assert_same_weights, parts, write_parts
+from checkpoint_files import INDEX, SHARD_BYTES, as_timm, assert_same_weights, header_end, parts, write_parts
 from hypothesis import given, settings, strategies as st
 from safetensors.numpy import load_file, save_file
 
-from mlx_convnextv2 import load
-from mlx_convnextv2.checkpoints.model_card import read_licence
+from mlx_convnextv2 import load, save
 from mlx_convnextv2.conversion.convert import convert
 
 CHARACTERS = 2000  # a long sentence with a path in it
@@ -29,13 +29,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*has no preprocessor_config"),
     pytest.mark.filterwarnings("ignore:.*has no final norm"),
 ]
-many = settings(max_examples=150, deadline=None, derandomize=True)
+many = settings(max_examples=40, derandomize=True)
 
 
-def outcome(read, *arguments, **options) -> str | None:
+def outcome(read: Callable[..., Any], *arguments: object) -> str | None:
     """The sentence of the error, or None: anything but a ValueError or OSError passes through and fails the test."""
     try:
-        result = read(*arguments, **options)
+        result = read(*arguments)
         if isinstance(result, tuple):
             mx.eval(result[0].parameters())
         message = None
@@ -46,8 +46,8 @@ def outcome(read, *arguments, **options) -> str | None:
     return message
 
 
-def refused(folder: Path, *words: str, read=load, **options) -> None:
-    message = outcome(read, folder, **options)
+def refused(folder: Path, *words: str) -> None:
+    message = outcome(load, folder)
     assert message is not None
     for word in (str(folder), *words):
         assert word in message
@@ -76,16 +76,8 @@ def timm_copy(timm_folder, tmp_path) -> Path:
 # 1e400 is read as infinity; \ud800 is half a character, which no file can hold; 10**400 is no float.
 LITERALS = [
     *("null", "true", "-1", "0", "1.5", "1e400", "NaN", "1000000000", f"1{'0' * 400}", '"x"', '"\\u0000"', '"\\ud800"'),
-    *(
-        "[]",
-        "{}",
-        "[[[]]]",
-        "[1]",
-        '["a", 1]',
-        "[1e400, 1e400, 1e400]",
-        '{"0": []}',
-        f"[{', '.join(['1000000000'] * 4)}]",
-    ),
+    *("[]", "{}", "[[[]]]", "[1]", '["a", 1]', "[1e400, 1e400, 1e400]", '{"0": []}'),
+    f"[{', '.join(['1000000000'] * 4)}]",
 ]
 CONFIG = ["num_channels", "patch_size", "num_stages", "hidden_sizes", "depths", "hidden_act", "layer_norm_eps"]
 CONFIG += ["drop_path_rate", "image_size", "out_features", "out_indices", "num_labels", "id2label", "label2id"]
@@ -120,31 +112,27 @@ def put(file: Path, place: tuple[str, ...], literal: str | None) -> None:
     file.write_text(json.dumps(values).replace('"@literal@"', literal or ""))
 
 
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("number", range(len(PLACES)), ids=[f"{p[0]}-{'.'.join(p[2])}" for p in PLACES])
-def test_a_json_value_that_makes_no_sense_is_a_sentence_or_does_no_harm(number, step, request, tmp_path):
-    source, name, place = PLACES[number]
-    folder = shutil.copytree(request.getfixturevalue(f"{source}_folder"), tmp_path / "net")
-    whole = (folder / name).read_text()
-    for literal in [None, *LITERALS[number % step :: step]]:
-        (folder / name).write_text(whole)
+def read_and_convert(whole: Path, name: str, place: tuple[str, ...], literal: str | None) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = shutil.copytree(whole, Path(temporary) / "net")
         put(folder / name, place, literal)
-        try:
-            if outcome(load, folder) is None:
-                outcome(convert, folder, tmp_path / "out", overwrite=True)
-        except BaseException as error:
-            error.args = (f"{'.'.join(place)} = {literal}: {type(error).__name__}: {error}",)
-            raise
+        if outcome(load, folder) is None:
+            outcome(convert, folder, folder.parent / "out")
 
 
 @many
-@given(place=st.sampled_from(PLACES), value=json_values)
-def test_any_json_value_in_any_place_is_a_sentence_or_does_no_harm(hf_folder, timm_folder, place, value):
+@given(place=st.sampled_from(PLACES), literal=st.none() | st.sampled_from(LITERALS) | json_values.map(json.dumps))
+def test_any_json_value_in_any_place_is_a_sentence_or_does_no_harm(hf_folder, timm_folder, place, literal):
     source, name, inside = place
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = shutil.copytree(hf_folder if source == "hf" else timm_folder, Path(temporary) / "net")
-        put(folder / name, inside, json.dumps(value))
-        outcome(load, folder)
+    read_and_convert(hf_folder if source == "hf" else timm_folder, name, inside, literal)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: f"{place[0]}-{'.'.join(place[2])}")
+def test_each_json_value_in_each_place_is_a_sentence_or_does_no_harm(place, hf_folder, timm_folder):
+    source, name, inside = place
+    for literal in [None, *LITERALS]:
+        read_and_convert(hf_folder if source == "hf" else timm_folder, name, inside, literal)
 
 
 def test_half_a_character_in_a_label_is_converted(copy, tmp_path):
@@ -160,24 +148,22 @@ def test_a_timm_config_without_a_value_that_is_needed_is_named(timm_copy, key):
     assert message is None or (key in message and str(timm_copy) in message)  # a default is as good
 
 
-@pytest.mark.parametrize("names", [[f"l{i}" for i in range(7)], {str(i): f"l{i}" for i in range(7)}], ids=type)
-def test_timm_s_label_names_are_a_list_or_a_dictionary(timm_copy, names):
-    put(timm_copy / "config.json", ("label_names",), json.dumps(names))
-    assert load(timm_copy)[0].config.id2label == {i: f"l{i}" for i in range(7)}
-
-
-def test_timm_s_descriptions_stand_for_its_label_names(timm_copy):
-    put(timm_copy / "config.json", ("label_names",), json.dumps([f"n{i}" for i in range(7)]))
+def test_timm_s_labels_are_a_list_or_a_map_and_its_descriptions_stand_for_them(timm_copy):
+    names = [f"n{i}" for i in range(7)]
+    for value in (names, dict(enumerate(names))):
+        put(timm_copy / "config.json", ("label_names",), json.dumps(value))
+        assert load(timm_copy)[0].config.id2label == dict(enumerate(names))
     put(timm_copy / "config.json", ("label_descriptions",), json.dumps({f"n{i}": f"thing {i}" for i in range(6)}))
-    expected = {**{i: f"thing {i}" for i in range(6)}, 6: "n6"}
-    assert load(timm_copy)[0].config.id2label == expected
+    assert load(timm_copy)[0].config.id2label == {**{i: f"thing {i}" for i in range(6)}, 6: "n6"}
 
 
-@pytest.mark.parametrize(("eps", "reads"), [("null", True), ("1e-6", True), ("1e-5", False)])
-def test_norms_of_timm_s_with_another_epsilon_are_refused(timm_copy, eps, reads):
+def test_norms_of_timm_s_with_another_epsilon_are_refused(timm_copy):
     """It would be that of every norm, and only the final one's can be told to our model."""
-    put(timm_copy / "config.json", ("model_args", "norm_eps"), eps)
-    assert load(timm_copy) if reads else refused(timm_copy, "norm_eps") is None
+    for eps in ("null", "1e-6"):
+        put(timm_copy / "config.json", ("model_args", "norm_eps"), eps)
+        load(timm_copy)
+    put(timm_copy / "config.json", ("model_args", "norm_eps"), "1e-5")
+    refused(timm_copy, "norm_eps")
 
 
 @pytest.mark.parametrize(
@@ -210,19 +196,12 @@ def test_a_json_file_that_is_no_object_is_named(copy, name, content):
     refused(copy, name)
 
 
-@pytest.mark.parametrize("key", ["hidden_act", "model_type", "hidden_sizes", "depths", "patch_size", "out_features"])
-@pytest.mark.parametrize("value", ['"' + "x" * 100_000 + '"', f"[{','.join(['9'] * 100_000)}]"], ids=["text", "list"])
-def test_a_long_value_is_not_repeated_at_length_in_the_error(copy, key, value):
-    put(copy / "config.json", (key,), value)
-    refused(copy, "config.json")
-
-
 def test_deep_nesting_that_can_be_read_can_be_converted_or_is_a_sentence(copy, tmp_path):
     whole = (copy / "config.json").read_text()
-    for depth in (200, 400, 600, 800, 900, 950, 980, 990):
+    for depth in (200, 950, 990):
         (copy / "config.json").write_text(whole)
         put(copy / "config.json", ("surprise",), "[" * depth + "]" * depth)
-        outcome(convert, copy, tmp_path / "out", overwrite=True)
+        outcome(convert, copy, tmp_path / str(depth))
 
 
 @pytest.mark.parametrize("entry", ["{}", "null", '{"bits": 4}', '{"group_size": 32.0, "bits": 4.0, "mode": "affine"}'])
@@ -239,11 +218,10 @@ def test_scales_with_a_quantization_entry_of_nonsense_are_refused(mlx_folder, tm
     weights = load_file(folder / "model.safetensors")
     weights[f"{layer}.scales"] = np.zeros((7, 1), np.float32)
     save_file(weights, folder / "model.safetensors", {"format": "mlx"})
-    entry = {"group_size": 32, "bits": 4, "mode": "affine"}
-    changes = [{"group_size": 64}, {"group_size": 32.0}, {"bits": 4.0}, {"bits": {}}, {"mode": []}, {layer: []}]
-    entries = [{**entry, **change} for change in [*changes, {layer: {"group_size": {}}}]]
-    for literal in [*LITERALS, *map(json.dumps, entries)]:
-        put(folder / "config.json", ("quantization",), literal)
+    changes: list[dict[str, object]] = [{"group_size": 64}, {"group_size": 32.0}, {"bits": {}}, {"mode": []}]
+    for change in [*changes, {layer: []}, {layer: {"group_size": {}}}]:
+        entry = {"group_size": 32, "bits": 4, "mode": "affine", **change}
+        put(folder / "config.json", ("quantization",), json.dumps(entry))
         refused(folder)
 
 
@@ -265,22 +243,49 @@ def test_flipped_bits_and_a_cut_end_are_a_sentence_or_a_model(hf_folder, flips):
         refused(folder, "model.safetensors")
 
 
+BAD_HEADERS = [
+    *(b"", b"null", b"{", b"\xff" * 16, b"[" * 100_000),
+    b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 99999999]}}',
+    b'{"a": {"dtype": "F32", "shape": [4611686018427387905, 4], "data_offsets": [0, 16]}}',  # 2**64 + 4 elements
+    b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},'  # a name twice
+    b' "a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}',
+]
+
+
+@pytest.mark.parametrize("header", BAD_HEADERS, ids=lambda header: repr(header[:64]))
+def test_a_header_that_makes_no_sense_is_refused(copy, header):
+    write_parts(copy / "model.safetensors", header, b"\0" * 8)
+    refused(copy, "model.safetensors", "truncated or corrupt")
+
+
+def test_a_file_that_ends_at_a_boundary_or_goes_on_is_refused(copy):
+    file = copy / "model.safetensors"
+    whole, header = file.read_bytes(), header_end(file)
+    cut = [whole[:end] for end in (0, 1, 7, 8, 9, header // 2, header - 1, header, header + 1, -1)]
+    for content in [*cut, whole + b"\0", struct.pack("<Q", 10**9) + whole[8:]]:
+        file.write_bytes(content)
+        refused(copy, "model.safetensors", "truncated or corrupt")
+
+
+def test_a_truncated_shard_is_named_in_the_error(tmp_path, small_model):
+    save(small_model, tmp_path / "shards", format="huggingface", max_shard_bytes=SHARD_BYTES)
+    file = sorted((tmp_path / "shards").glob("*.safetensors"))[-1]
+    file.write_bytes(file.read_bytes()[:-1])
+    refused(tmp_path / "shards", file.name, "truncated or corrupt")
+
+
 def test_the_order_of_the_names_in_a_header_does_not_matter(copy, small_model):
     header, tensors = parts(copy / "model.safetensors")
     write_parts(copy / "model.safetensors", dict(reversed(header.items())), tensors)
     assert_same_weights(load(copy)[0], small_model)
 
 
-@pytest.mark.parametrize("key", ["x" * 100_000, "module." * 50_000, "a\0b", "\x1b[2J\n\n", "", "stem.0.é" * 9])
-def test_odd_tensor_names_are_a_sentence(copy, run, key):
-    header, tensors = parts(copy / "model.safetensors")
-    header[key] = {"dtype": "F32", "shape": [0], "data_offsets": [len(tensors)] * 2}
-    write_parts(copy / "model.safetensors", header, tensors)
-    refused(copy)
-    result = run("convert", "--hf-path", copy, "--mlx-path", copy.parent / "out")
-    assert result.returncode == 2
-    assert result.stderr.endswith("\n")
-    assert result.stderr[:-1].isprintable()  # one line, and nothing that a terminal obeys
+@pytest.mark.parametrize("stored", ["F64", "I32", "I64", "U8", "I8", "BOOL", "U16"])
+def test_a_tensor_of_another_type_is_named_with_its_type(copy, stored):
+    size = {"64": 8, "32": 4, "16": 2}.get(stored[-2:], 1)
+    header = {"classifier.bias": {"dtype": stored, "shape": [7], "data_offsets": [0, 7 * size]}}
+    write_parts(copy / "model.safetensors", header, bytes(7 * size))
+    refused(copy, "classifier.bias", stored, "float32, float16, bfloat16")
 
 
 # Without a config.json the names and shapes tell the configuration. Zero-sized tensors make a file small.
@@ -318,17 +323,18 @@ def test_names_and_shapes_that_tell_no_configuration_are_refused(timm_copy, name
 
 
 SHARDS = [
-    *("../x.safetensors", "/etc/passwd", "link/x.safetensors", "below/x.safetensors", "..", ".", ".safetensors", ""),
     *(
-        "a\0.safetensors",
-        "model.safetensors\n",
-        "a\\b.safetensors",
-        "x" * 5000,
-        "model.bin",
+        "../x.safetensors",
+        "/etc/passwd",
+        "link/x.safetensors",
+        "below/x.safetensors",
+        "..",
+        ".safetensors",
+        "",
         None,
         3,
-        ["x.safetensors"],
     ),
+    *("a\0.safetensors", "model.safetensors\n", "a\\b.safetensors", "x" * 5000, "model.bin", ["x.safetensors"]),
 ]
 
 
@@ -353,63 +359,6 @@ def test_an_index_of_any_other_shape_is_refused(hf_folder, content):
         refused(folder)
 
 
-# --- model cards ----------------------------------------------------------------------------------------------------
-
-LICENCES = [
-    *("3", "{a: b}", "[a, [b]]", "2001-99-99", "!!bool x", "!!int x", "!!python/name:os.system", "0x", "*nothing"),
-    *("[" * 5000, "{" * 5000, '"a\\n---\\nbase_model: b"', '"\\e[2J"', "'" + "x" * 50_000 + "'", "<<: 3", "9" * 5000),
-]
-
-
-def licence(folder: Path, content: bytes) -> str | None:
-    (folder / "README.md").write_bytes(content)
-    return read_licence(folder)
-
-
-@pytest.fixture
-def given_to_yaml(monkeypatch) -> list[str]:
-    """What is handed to PyYAML, whose time grows with the square of nested brackets, and without end with aliases."""
-    given, safe_load = [], yaml.safe_load
-    monkeypatch.setattr(yaml, "safe_load", lambda text: given.append(text) or safe_load(text))
-    return given
-
-
-@pytest.mark.parametrize("text", LICENCES, ids=lambda text: text[:24])
-def test_a_licence_is_a_short_line_or_none(copy, tmp_path, text, given_to_yaml):
-    stated = licence(copy, f"---\nlicense: {text}\n---\n".encode())
-    assert stated is None or (stated.isprintable() and len(stated) < 500)
-    assert outcome(convert, copy, tmp_path / "out") is None  # a card is no reason not to convert
-    if stated is not None:
-        assert f"license: {stated}\n" in (tmp_path / "out" / "README.md").read_text()
-    assert all(len(text) <= 300 for text in given_to_yaml)
-
-
-# Nine times nine ... lists of one another, 9**9 letters when written out; and merges that double at every line.
-ALIASES = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-DOUBLING = [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40)]
-
-
-@pytest.mark.parametrize("lines", [["a0: &a0 x", *ALIASES], ["a0: &a0 {k: v}", *DOUBLING]], ids=["lists", "merges"])
-def test_what_else_is_in_a_card_s_header_is_not_read(tmp_path, lines, given_to_yaml):
-    header = "\n".join([*lines, "license: mit", "widget:", *lines])
-    assert licence(tmp_path, f"---\n{header}\n---\n".encode()) == "mit"
-    assert given_to_yaml == ["license: mit"]
-
-
-def test_a_licence_that_refers_to_something_is_not_read(tmp_path, given_to_yaml):
-    lines = "\n".join(f"  {line}" for line in DOUBLING[:9])
-    assert licence(tmp_path, f"---\nlicense:\n  a0: &a0 {{k: v}}\n{lines}\n---\n".encode()) is None
-    assert given_to_yaml == []
-
-
-@many
-@given(header=st.text(max_size=60) | st.binary(max_size=60))
-def test_any_card_states_a_short_line_or_nothing(tmp_path_factory, header):
-    content = header if isinstance(header, bytes) else header.encode("utf-8", "surrogatepass")
-    stated = licence(tmp_path_factory.getbasetemp(), b"---\nlicense: " + content + b"\n---\n")
-    assert stated is None or (stated.isprintable() and len(stated) < 500)
-
-
 # --- memory, time and the process itself ----------------------------------------------------------------------------
 
 
@@ -428,7 +377,7 @@ def a_million_labels(folder: Path) -> None:
     put(folder / "config.json", ("id2label",), json.dumps({str(i): str(i) for i in range(10**6)}))
 
 
-def card(licence: bytes):
+def card(licence: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / "README.md").write_bytes(b"---\nlicense: " + licence + b"\n---\n")
 
 
@@ -449,8 +398,10 @@ def an_index_of_a_million_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+# Nine times nine ... lists of one another, 9**9 letters when written out.
+ALIASES = "\n".join(["a0: &a0 x", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))])
 # (what is done to the checkpoint, whether it can be converted in spite of it)
-HEAVY = {
+HEAVY: dict[str, tuple[Callable[[Path], object], bool]] = {
     "config_of_holes": (lambda f: os.truncate(f / "config.json", 10 * BIG), False),
     "config_of_spaces": (lambda f: (f / "config.json").write_bytes(b" " * BIG), False),
     "config_of_lists": (lambda f: (f / "config.json").write_bytes(b"[" + b"[]," * (BIG // 3) + b"0]"), False),
@@ -465,7 +416,7 @@ HEAVY = {
     "card_of_a_long_list": (card(b"[" + b"a," * 400_000 + b"a]"), True),
     "card_of_brackets": (card(b"[" * 1_000_000), True),
     "card_of_aliases": (
-        lambda f: (f / "README.md").write_text("\n".join(["---\na0: &a0 x", *ALIASES, "license: *a9\n---\n"])),
+        lambda f: (f / "README.md").write_text(f"---\n{ALIASES}\nlicense: *a9\n---\n"),
         True,
     ),
 }
@@ -476,7 +427,7 @@ def limit() -> None:
 
 
 # A process of its own takes a second.
-FEW = ("config_of_lists", "a_header_length_of_a_gigabyte", "card_of_aliases")
+FEW = ("config_of_holes", "a_header_length_of_a_gigabyte")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in HEAVY])
