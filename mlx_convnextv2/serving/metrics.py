@@ -34,7 +34,7 @@ class Counter:
         with self._lock:
             values = sorted(self._values.items())
         for labels, value in values:
-            yield f"{self.name}{_braces(zip(self._labels, labels, strict=True))} {value:g}"
+            yield f"{self.name}{_braces(zip(self._labels, labels, strict=True))} {_number(value)}"
 
 
 class Histogram:
@@ -65,7 +65,7 @@ class Histogram:
         for bound, count in zip((*map(str, self._bounds), "+Inf"), counts, strict=True):
             running += count
             yield f'{self.name}_bucket{{le="{bound}"}} {running}'
-        yield f"{self.name}_sum {total:g}"
+        yield f"{self.name}_sum {_number(total)}"
         yield f"{self.name}_count {running}"
 
 
@@ -93,7 +93,7 @@ class Metrics:
         resident = resident_bytes()
         values = {**gauges, **({} if resident is None else {"resident_memory_bytes": resident})}
         for name, value in values.items():
-            lines += [f"# TYPE {_PREFIX}{name} gauge", f"{_PREFIX}{name} {value:g}"]
+            lines += [f"# TYPE {_PREFIX}{name} gauge", f"{_PREFIX}{name} {_number(value)}"]
         return "\n".join(lines) + "\n"
 
 
@@ -104,6 +104,11 @@ def resident_bytes() -> int | None:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _number(value: float) -> str:
+    """In full: a counter that is rounded seems to stand still, and then to jump."""
+    return str(int(value)) if value == int(value) else repr(value)
 
 
 def _head(name: str, help: str, kind: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from serving_client import DIGIT, jpeg, serving
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, ImageClassifier, fuse, load
 from mlx_convnextv2.demo import DEMO
+from mlx_convnextv2.serving.metrics import Counter
 
 FILE = DEMO / "images" / "digit-8.png"
 
@@ -216,3 +217,9 @@ def test_info_describes_the_model(demo):
         "stage3": 2,
     }
     assert info["card"] == "# Card"
+
+
+def test_a_count_is_told_in_full():
+    counter = Counter("pictures_total", "Pictures.")
+    counter.add(amount=1_234_567)
+    assert list(counter.lines())[-1] == "mlx_convnextv2_pictures_total 1234567"

@@ -152,8 +152,14 @@ def test_the_camera_is_classified_live_and_its_rate_shown(page):
     page.click("#camera-stop")
     assert page.run("return document.querySelector('#camera').hidden")
     assert page.run("return document.querySelector('#video').srcObject") is None
-    page.click("#camera-start")
+    page.run("""
+        const own = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        window.asked = 0;
+        navigator.mediaDevices.getUserMedia = (...options) => { window.asked += 1; return own(...options); };
+        for (const _ of "12") document.querySelector("#camera-start").click();
+    """)
     page.wait("!document.querySelector('#camera').hidden")
+    assert page.run("return window.asked") == 1  # a second stream would stay on
     page.click("#camera-stop")
 
 

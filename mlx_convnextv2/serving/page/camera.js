@@ -16,9 +16,11 @@ export async function start(say, fail) {
     fail("This browser gives the camera to pages of this machine or of https alone: open the page at http://localhost.");
     return;
   }
+  find("camera-start").disabled = true; // a second click would leave this stream on
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" }, audio: false });
   } catch (error) {
+    find("camera-start").disabled = false;
     const why = error.name === "NotAllowedError" ? "You have not allowed it." : "None was found, or it is in use.";
     fail(`The camera cannot be used. ${why}`);
     return;
@@ -27,7 +29,6 @@ export async function start(say, fail) {
   video.srcObject = stream;
   await video.play();
   find("camera").hidden = false;
-  find("camera-start").disabled = true;
   find("camera-stop").focus();
   await run(stream, video, say, fail);
 }
