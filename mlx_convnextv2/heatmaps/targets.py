@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..messages import short
+from ..messages import LINE, short
 from ..model.config import ConvNextV2Config
 from ..model.labels import class_labels
 
@@ -70,7 +70,8 @@ def find_label(names: Sequence[str], wanted: int | str) -> int:
         if found:
             return found[0]
         if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
-            near = difflib.get_close_matches(wanted.lower(), [word for name in names for word in _words(name)], 3)
+            words = [word for name in names for word in _words(name)] if len(wanted) <= LINE else []  # no endless search
+            near = difflib.get_close_matches(wanted.lower(), words, 3)
             hint = f": did you mean {', '.join(map(short, near))}?" if near else ": give a label of this model"
             raise ValueError(f"no label is called {short(wanted)}{hint}")
         wanted = int(wanted)

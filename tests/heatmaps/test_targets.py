@@ -37,3 +37,8 @@ def test_another_is_a_sentence_that_helps(wanted, message):
 def test_what_is_no_label_is_a_type_error(wanted):
     with pytest.raises(TypeError, match="an index or a name"):
         find_label(NAMES, wanted)
+
+
+def test_what_is_longer_than_a_name_is_not_compared_with_each():
+    with pytest.raises(ValueError, match="give a label of this model"):
+        find_label(["x" * 300], "x" * 299)
