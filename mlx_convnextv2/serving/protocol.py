@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import Limits
 
+_READ_BYTES = 16_384  # at a time: tiny chunks are slow to parse, and all other connections wait meanwhile
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
     b'Content-Length: 61\r\n\r\n{"error": "too many connections are open: try again shortly"}'
@@ -24,6 +26,8 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            with suppress(AttributeError):  # another event loop than asyncio's own
+                transport.max_size = _READ_BYTES
             if len(self.connections) > limits.max_connections:
                 transport.write(_FULL)
                 self._close_soon()

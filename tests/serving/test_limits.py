@@ -11,6 +11,7 @@ import mlx.core as mx
 import pytest
 from PIL import Image
 from serving_client import DIGIT, serving
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from mlx_convnextv2 import ConvNextImageProcessor, ImageClassifier, load
 from mlx_convnextv2.demo import DEMO
@@ -304,3 +305,13 @@ def test_nothing_is_written_to_disk(tmp_path, monkeypatch):
 def test_a_limit_is_a_positive_number(wrong):
     with pytest.raises(ValueError, match="must be a positive number"):
         Limits(**wrong)
+
+
+def test_little_is_read_at_a_time_so_that_tiny_chunks_keep_nobody_waiting(monkeypatch):
+    read = []
+    parse = H11Protocol.data_received
+    monkeypatch.setattr(H11Protocol, "data_received", lambda self, data: (read.append(len(data)), parse(self, data))[1])
+    with serving(ImageClassifier(DEMO)) as client:
+        assert client.post("/", DIGIT + bytes(2_000_000)).status == 200  # what follows a PNG's end is not read
+    assert sum(read) > 2_000_000
+    assert max(read) <= 16_384
