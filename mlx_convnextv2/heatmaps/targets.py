@@ -70,7 +70,9 @@ def find_label(names: Sequence[str], wanted: int | str) -> int:
         if found:
             return found[0]
         if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
-            words = [word for name in names for word in _words(name)] if len(wanted) <= LINE else []  # no endless search
+            words = (
+                [word for name in names for word in _words(name)] if len(wanted) <= LINE else []
+            )  # no endless search
             near = difflib.get_close_matches(wanted.lower(), words, 3)
             hint = f": did you mean {', '.join(map(short, near))}?" if near else ": give a label of this model"
             raise ValueError(f"no label is called {short(wanted)}{hint}")

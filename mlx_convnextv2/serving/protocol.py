@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import suppress
 from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .limits import Limits
 
 _READ_BYTES = 16_384  # at a time: tiny chunks are slow to parse, and all other connections wait meanwhile
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close\r\n"
-    b'Content-Length: 61\r\n\r\n{"error": "too many connections are open: try again shortly"}'
-)
+
+
+def _answer(status: str, error: str, more: str = "") -> bytes:
+    """A whole answer that says why the connection is closed after it."""
+    content = json.dumps({"error": error})
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\n{more}Connection: close\r\n"
+    return f"{head}Content-Length: {len(content)}\r\n\r\n{content}".encode("ascii")
+
+
+_FULL = _answer("503 Service Unavailable", "too many connections are open: try again shortly", "Retry-After: 1\r\n")
+_NO_HTTP = _answer("400 Bad Request", "this is no valid HTTP/1.1 request")
 
 
 def guarded_protocol(limits: Limits) -> type[H11Protocol]:
@@ -42,6 +51,11 @@ def guarded_protocol(limits: Limits) -> type[H11Protocol]:
                 self._end_header_timer()
             elif self._header_timer is None and self.timeout_keep_alive_task is None:  # the next request has begun
                 self._expect_headers()
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
+                self.transport.write(_NO_HTTP)
+            self._close_soon()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._end_header_timer()

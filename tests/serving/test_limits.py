@@ -315,3 +315,16 @@ def test_little_is_read_at_a_time_so_that_tiny_chunks_keep_nobody_waiting(monkey
         assert client.post("/", DIGIT + bytes(2_000_000)).status == 200  # what follows a PNG's end is not read
     assert sum(read) > 2_000_000
     assert max(read) <= 16_384
+
+
+def test_what_is_no_http_is_told_in_json_and_is_no_failure_of_the_server(caplog):
+    with serving(ImageClassifier(DEMO)) as client:
+        with client.connect() as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            assert connection.makefile("rb").read().endswith(b'{"error": "this is no valid HTTP/1.1 request"}')
+        with client.connect() as connection:
+            connection.sendall(b"POST /elsewhere HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            assert connection.recv(100).startswith(b"HTTP/1.1 404")
+            connection.sendall(b"no length\r\n")
+            assert b"HTTP" not in connection.makefile("rb").read()  # a second answer within the first
+    assert caplog.text == ""
