@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 
@@ -84,7 +85,13 @@ class HubServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
-    def commit(self, repo: str, folder: Path, branch: str = "main", **rights) -> str:
+    def environment(self, home: Path) -> dict[str, str]:
+        """The variables of a user of this Hub, whose cache is below `home` and who has no token."""
+        cache = {"HF_HOME": str(home), "HF_HUB_CACHE": str(home / "hub"), "HF_TOKEN": "", "HF_HUB_DISABLE_XET": "1"}
+        here = {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": self.url}
+        return {**cache, **here}
+
+    def commit(self, repo: str, folder: Path, branch: str = "main", **rights: Any) -> str:
         """A copy of the folder becomes the new head of a branch; returns the commit's hash."""
         repository = self.repositories.setdefault(repo, Repository(**rights))
         commit = hashlib.sha1(f"{repo} {len(repository.commits)}".encode()).hexdigest()

@@ -59,16 +59,7 @@ def image(tmp_path_factory, photo) -> str:
 
 @pytest.fixture
 def env(hub, tmp_path) -> dict[str, str]:
-    """The variables of a user whose Hub is `hub`, with an empty cache and no token."""
-    return {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_HUB_CACHE": str(tmp_path / "home" / "hub"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
+    return hub.environment(tmp_path / "home")
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
 """Publishing: `--upload-repo` through the real huggingface_hub client, against the Hub on this machine."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterator
 
 import pytest
 from conftest import assert_fails
@@ -8,7 +11,7 @@ from hub_server import HubServer
 
 
 @pytest.fixture
-def hub(tmp_path):
+def hub(tmp_path) -> Iterator[HubServer]:
     server = HubServer(tmp_path / "hub")
     server.root.mkdir()
     server.upload_token = "hf_secret"
@@ -17,9 +20,8 @@ def hub(tmp_path):
 
 
 @pytest.fixture
-def env(hub, tmp_path):
-    home = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_secret"}
-    return {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", **home}
+def env(hub, tmp_path) -> dict[str, str]:
+    return {**hub.environment(tmp_path / "home"), "HF_TOKEN": "hf_secret"}
 
 
 def test_a_converted_checkpoint_is_published_and_loads_from_there(hub, env, run, hf_folder, photo, tmp_path):

@@ -218,7 +218,7 @@ def test_scales_with_a_quantization_entry_of_nonsense_are_refused(mlx_folder, tm
     weights = load_file(folder / "model.safetensors")
     weights[f"{layer}.scales"] = np.zeros((7, 1), np.float32)
     save_file(weights, folder / "model.safetensors", {"format": "mlx"})
-    changes: list[dict[str, object]] = [{"group_size": 64}, {"group_size": 32.0}, {"bits": {}}, {"mode": []}]
+    changes: list[dict[str, Any]] = [{"group_size": 64}, {"group_size": 32.0}, {"bits": {}}, {"mode": []}]
     for change in [*changes, {layer: []}, {layer: {"group_size": {}}}]:
         entry = {"group_size": 32, "bits": 4, "mode": "affine", **change}
         put(folder / "config.json", ("quantization",), json.dumps(entry))

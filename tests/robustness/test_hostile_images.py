@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
-import itertools
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 import threading
 import time
 import tracemalloc
+from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from image_files import png
+from image_files import encode, png
 from PIL import Image, PngImagePlugin
 
 from mlx_convnextv2 import ConvNextImageProcessor
@@ -33,40 +34,25 @@ needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pip
 # --- too many pixels ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def _undecodable(monkeypatch):
-    def load(image):
-        raise AssertionError("it was decoded")
-
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", load)
-
-
-@pytest.mark.usefixtures("_undecodable")
 @pytest.mark.parametrize("size", [(1, 178_000_000), (178_000_000, 1), (20_000, 20_000), (1, 1_000_001)])
-def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, size):
-    (tmp_path / "bomb.png").write_bytes(png(*size, 8, 0, b""))
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)  # which decodes
+    (tmp_path / "bomb.png").write_bytes(png(size[0], size[1], 8, 0, b""))
     with pytest.raises(ValueError, match=rf"bomb\.png.* {size[0]} x {size[1]}"):
         open_image(tmp_path / "bomb.png")
 
 
 def test_the_limit_can_be_lowered_and_raised(photo):
     pixels = photo.width * photo.height
-    file = io.BytesIO()
-    photo.save(file, "PNG")
-    for source in (photo, np.asarray(photo), io.BytesIO(file.getvalue())):
+    for source in (lambda: photo, lambda: np.asarray(photo), lambda: io.BytesIO(encode(photo, "PNG"))):
         with pytest.raises(ValueError, match=f"at most {pixels - 1:,}, or raise max_pixels"):
-            open_image(source, max_pixels=pixels - 1)
-    for source in (photo, np.asarray(photo), io.BytesIO(file.getvalue())):
-        assert open_image(source, max_pixels=pixels).size == photo.size
+            open_image(source(), max_pixels=pixels - 1)
+        assert open_image(source(), max_pixels=pixels).size == photo.size
 
 
 def test_a_photo_that_pillow_itself_refuses_is_read_and_pillows_limit_stays_as_it_is(photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000)  # as if the photo had 200 million
-    file = io.BytesIO()
-    photo.save(file, "JPEG")
-    with pytest.raises(Image.DecompressionBombError):
-        Image.open(io.BytesIO(file.getvalue()))
-    assert open_image(io.BytesIO(file.getvalue())).size == photo.size
+    assert open_image(io.BytesIO(encode(photo, "JPEG"))).size == photo.size
     assert Image.MAX_IMAGE_PIXELS == 1_000
     assert MAX_PIXELS > 16_320 * 12_240  # a phone's 200 megapixels
 
@@ -89,23 +75,20 @@ def test_classify_takes_the_limit(mlx_folder, photo, tmp_path, capsys):
     assert main([*arguments, "--max-pixels", "6300"]) == 0
 
 
-KINDS = {
-    "grey of 16 bits": np.arange(48, dtype=np.uint16).reshape(8, 6) * 1_300,
-    "float grey": np.linspace(0, 1, 48, dtype=np.float32).reshape(8, 6),
-    "grey": np.arange(48, dtype=np.uint8).reshape(8, 6),
-    "RGBA": np.arange(192, dtype=np.uint8).reshape(8, 6, 4),
-}
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "palette", "grey of 16 bits, a transparent level"])
+@pytest.mark.parametrize("kind", ["grey of 16 bits", "float grey", "grey", "RGBA", "palette", "a transparent level"])
 def test_bands_change_no_pixel(kind, monkeypatch):
+    rgba = np.arange(192, dtype=np.uint8).reshape(8, 6, 4)
+    images: dict[str, np.ndarray] = {
+        "float grey": np.linspace(0, 1, 48, dtype=np.float32).reshape(8, 6),
+        "grey": rgba[..., 0].copy(),
+        "RGBA": rgba,
+        "palette": rgba[..., :3].copy(),
+    }
+    image = Image.fromarray(images.get(kind, np.arange(48, dtype=np.uint16).reshape(8, 6) * 1_300))
     if kind == "palette":
-        image = Image.fromarray(KINDS["RGBA"][..., :3]).quantize(9)
-        image.info["transparency"] = 3
-    else:
-        image = Image.fromarray(KINDS[kind.partition(",")[0]])
-        if "," in kind:
-            image.info["transparency"] = 1_300 * 20
+        image = image.quantize(9)
+    if kind in ("palette", "a transparent level"):
+        image.info["transparency"] = 3 if kind == "palette" else 1_300 * 20
     whole = np.asarray(open_image(image))
     monkeypatch.setattr(decode, "_BAND_PIXELS", 13)  # two rows, and what is left
     assert np.array_equal(np.asarray(open_image(image)), whole)
@@ -138,10 +121,10 @@ def test_a_lack_of_memory_is_that_images_error(tmp_path, photo, monkeypatch, whe
 
 
 @pytest.mark.parametrize("values", [{"size": 8192}, {"size": 3163}, {"size": 3000, "crop_pct": 0.01}])
-@pytest.mark.parametrize("do_resize", [True, False])
-def test_a_processor_that_makes_too_many_values_is_refused(values, do_resize):
-    with pytest.raises(ValueError, match=r"size 3163|size 8192|crop_pct 0\.01"):
-        ConvNextImageProcessor(do_resize=do_resize, **values)
+def test_a_processor_that_makes_too_many_values_is_refused(values):
+    for do_resize in (True, False):
+        with pytest.raises(ValueError, match=r"size 3163|size 8192|crop_pct 0\.01"):
+            ConvNextImageProcessor(do_resize=do_resize, **values)
 
 
 def test_without_do_resize_an_image_of_too_many_values_is_refused_and_named(tmp_path, monkeypatch):
@@ -155,30 +138,22 @@ def test_a_batch_of_too_many_values_is_refused_before_it_is_made(photo):
         ConvNextImageProcessor(do_resize=False)([photo] * 60_000)
 
 
-@pytest.mark.parametrize("size", [224, 384])
-def test_a_strip_is_named_in_the_error(tmp_path, size):
+def test_a_strip_is_named_in_the_error(tmp_path):
     Image.new("L", (1, 400_000)).save(tmp_path / "strip.png")
     with pytest.raises(ValueError, match=r"strip\.png: an image of 1 x 400000 pixels is too narrow"):
-        ConvNextImageProcessor(size=size).preprocess(tmp_path / "strip.png")
+        ConvNextImageProcessor(size=224).preprocess(tmp_path / "strip.png")
 
 
 @pytest.mark.parametrize(
     "values",
-    [
-        {"image_std": 1e-45},
-        {"image_mean": 3e38, "image_std": 0.5},
-        {"rescale_factor": 1e38},
-        {"image_std": [1, 1, 1e-39]},
-    ],
+    [{"image_std": 1e-45}, {"image_mean": 3e38, "image_std": 0.5}, {"rescale_factor": 1e38}],
     ids=str,
 )
 @pytest.mark.filterwarnings("error")
 def test_values_that_can_only_make_infinities_are_refused(values):
     with pytest.raises(ValueError, match="rescale_factor, image_mean and image_std"):
         ConvNextImageProcessor.from_dict(values)
-
-
-def test_values_that_are_not_used_may_be_anything():
+    # and where they are not used they may be anything
     ConvNextImageProcessor(do_rescale=False, rescale_factor=1e38, do_normalize=False, image_std=1e-39)
 
 
@@ -188,13 +163,12 @@ def test_values_that_are_not_used_may_be_anything():
 class Endless(io.RawIOBase):
     """A stream of zeros without an end, which counts what was read of it."""
 
-    def __init__(self):
-        self.read_bytes = 0
+    read_bytes = 0
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         assert 0 < size <= 2**30  # or it would never end
         self.read_bytes += size
         return bytes(size)
@@ -204,7 +178,7 @@ def test_a_file_object_without_an_end_is_an_error(monkeypatch):
     monkeypatch.setattr(decode, "MAX_STREAM_BYTES", 10_000_000)
     stream = Endless()
     with pytest.raises(ValueError, match="the image cannot be read: it has more than 10 MB"):
-        open_image(stream)
+        open_image(cast(BinaryIO, stream))
     assert stream.read_bytes == 10_000_001
 
 
@@ -212,7 +186,7 @@ def test_standard_input_without_an_end_is_that_inputs_error(monkeypatch, mlx_fol
     Image.Image.save(photo, tmp_path / "photo.png")
     monkeypatch.setattr(decode, "MAX_STREAM_BYTES", 10_000_000)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
-    monkeypatch.setattr(sys.stdin.buffer.raw.__class__, "readinto", lambda self, b: len(b))
+    monkeypatch.setattr(Endless, "readinto", lambda self, b: len(b))
     assert main(["-", str(tmp_path / "photo.png"), "--model", str(mlx_folder)]) == 1
     output = capsys.readouterr()
     assert output.err == "classify: <stdin> cannot be read: it has more than 10 MB, which no image should take\n"
@@ -230,18 +204,17 @@ def test_a_pipe_that_nobody_writes_to_is_given_up(tmp_path, monkeypatch):
 @needs_pipes
 def test_a_slow_writer_is_waited_for(tmp_path, photo):
     os.mkfifo(tmp_path / "pipe")
-    file = io.BytesIO()
-    photo.save(file, "PNG")
+    file = encode(photo, "PNG")
 
-    def write():
+    def write() -> None:
         time.sleep(0.2)
         with (tmp_path / "pipe").open("wb", buffering=0) as pipe:
-            pipe.write(file.getvalue()[:1_000])
+            pipe.write(file[:1_000])
             time.sleep(0.2)
-            pipe.write(file.getvalue()[1_000:])
+            pipe.write(file[1_000:])
 
     threading.Thread(target=write, daemon=True).start()
-    assert np.array_equal(open_image(tmp_path / "pipe"), photo)
+    assert open_image(tmp_path / "pipe").tobytes() == photo.tobytes()
 
 
 @needs_pipes
@@ -251,7 +224,7 @@ def test_ctrl_c_ends_the_wait_for_a_pipe_at_once(tmp_path, mlx_folder):
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
     with (tmp_path / "pipe").open("wb", buffering=0) as pipe:  # which waits for who reads
 
-        def drip():
+        def drip() -> None:
             with contextlib.suppress(OSError):
                 while process.poll() is None:  # so that who waits for the end waits for ever
                     pipe.write(b"x")
@@ -269,7 +242,7 @@ def test_ctrl_c_ends_the_wait_for_a_pipe_at_once(tmp_path, mlx_folder):
 # --- folders --------------------------------------------------------------------------------------------------------
 
 
-def classified(capsys, *arguments) -> tuple[int, list[dict]]:
+def classified(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, list[dict[str, str]]]:
     status = main([*map(str, arguments), "--format", "json"])
     return status, [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -310,45 +283,35 @@ def test_a_broken_link_is_named_with_what_it_leads_to(tmp_path, photo, mlx_folde
     assert errors["linked.png"] == ""
 
 
-def test_folders_1500_deep_are_searched(tmp_path):
-    here = os.open(tmp_path, os.O_RDONLY)
+def deep(folder: Path, depth: int, name: str) -> int:
+    """A descriptor of the last of so many folders in one another: paths may be longer than the system takes."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir(name, dir_fd=here)
+        above, here = here, os.open(name, os.O_RDONLY, dir_fd=here)
+        os.close(above)
+    return here
+
+
+def test_folders_deeper_than_functions_may_call_one_another_are_searched(tmp_path):
+    here = deep(tmp_path, 150, "d")
+    os.close(os.open("a.png", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+    os.close(here)
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 120)
     try:
-        for _ in range(1_500):
-            os.mkdir("d", dir_fd=here)
-            deeper = os.open("d", os.O_RDONLY, dir_fd=here)
-            os.close(here)
-            here = deeper
-        os.close(os.open("a.png", os.O_CREAT | os.O_WRONLY, dir_fd=here))
+        found = find_images(tmp_path)
     finally:
-        os.close(here)
-    assert find_images(tmp_path) == [tmp_path.joinpath(*["d"] * 1_500, "a.png")]
-    remove_deep(tmp_path)
+        sys.setrecursionlimit(before)
+    assert found == [tmp_path.joinpath(*["d"] * 150, "a.png")]
 
 
 def test_a_folder_beyond_the_longest_path_is_named(tmp_path):
-    here = os.open(tmp_path, os.O_RDONLY)
-    name = "long" * 50
-    for _ in range(30):
-        os.mkdir(name, dir_fd=here)
-        deeper = os.open(name, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = deeper
-    os.close(here)
+    os.close(deep(tmp_path, 30, "long" * 50))
     (found,) = find_images(tmp_path)
     with pytest.raises(FileNotFoundError, match="too long"):
         open_image(found)
-    remove_deep(tmp_path)
-
-
-def remove_deep(folder):
-    """What pytest's own removal, which is recursive, could not."""
-    for number in itertools.count():
-        above = next((entry.path for entry in os.scandir(folder) if entry.is_dir()), None)
-        if above is None:
-            return
-        for below in list(os.scandir(above)):
-            os.replace(below.path, folder / f"up-{number}")
-        os.rmdir(above)
+    subprocess.run(["rm", "-r", tmp_path / ("long" * 50)], check=True)
 
 
 @needs_pipes
@@ -357,7 +320,6 @@ def test_a_pipe_in_a_folder_is_passed_by(tmp_path):
     (tmp_path / "link.png").symlink_to("pipe.png")
     (tmp_path / "a.png").touch()
     assert find_images(tmp_path) == [tmp_path / "a.png"]
-    assert stat.S_ISFIFO((tmp_path / "pipe.png").stat().st_mode)
 
 
 # --- formats that this Pillow does not read -------------------------------------------------------------------------
