@@ -107,9 +107,9 @@ def classify(args: argparse.Namespace) -> int:
             bar.begin(total)
 
         def advance(self, record: Record) -> None:
-            if record.report is not None:
+            if record.error is not None:
                 bar.clear()
-                terminal.say(f"classify: {record.report}")
+                terminal.say(f"classify: {record.error}{f': {record.advice}' if record.advice else ''}")
             bar.update()
 
     shard, launched = _shard(args)

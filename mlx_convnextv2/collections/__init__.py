@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from .inputs import find_inputs as find_inputs
     from .joining import merge as merge
     from .shards import Shard as Shard
+    from .streams import stream_records as stream_records
 
 # Imported on first use: `classify --help` loads nothing heavy.
 _MODULES = {
     **dict.fromkeys(("Summary", "Watch", "classify_images"), "classification"),
-    **{"Shard": "shards", "find_inputs": "inputs", "merge": "joining"},
+    **{"Shard": "shards", "find_inputs": "inputs", "merge": "joining", "stream_records": "streams"},
 }
 
 __all__ = [*_MODULES]

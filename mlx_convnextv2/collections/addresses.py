@@ -51,7 +51,10 @@ def fetch(address: str) -> bytes:
         answer = _get(address, deadline)
         if isinstance(answer, bytes):
             return answer
-        address = urljoin(address, answer)
+        try:
+            address = urljoin(address, answer)
+        except ValueError:
+            raise ValueError(f"it redirects to {short(answer)}, which is not an http address") from None
     raise ValueError(f"it redirects more than {_REDIRECTS} times")
 
 
@@ -84,7 +87,10 @@ def _get(address: str, deadline: float) -> bytes | str:
             query = quote(parts.query, safe="/%:@!$&'()*+,;=~-._?")
             headers = {"User-Agent": f"mlx_convnextv2/{__version__}", "Accept": "image/*", "Connection": "close"}
             connection.request("GET", f"{path}?{query}" if query else path, headers=headers)
-            return _read(connection.getresponse())
+            found = _read(connection.getresponse())
+        if time.monotonic() >= deadline:  # perhaps it was cut
+            raise TimeoutError
+        return found
     except http.client.HTTPException as error:
         raise OSError(f"it did not answer in HTTP ({type(error).__name__}: {one_line(error)})") from None
     except UnicodeError:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
-from ..images.decode import MissingExtraError
-from ..inference.classifier import ImageClassifier, Result
-from ..messages import sentence
+from ..inference.classifier import ImageClassifier
 from .fingerprint import fingerprint
 from .inputs import Input, Source, find_sources
 from .outputs import Destination, OneFile, Output, plan
 from .records import Record, Writer
 from .runs import RunFolder
 from .shards import Shard
+from .streams import stream_records
 
 _COUNTED = 10_000  # names that are listed ahead, so that a progress bar knows its end
 
@@ -31,7 +29,7 @@ class Watch:
         """It begins; `total` images are known of, or nobody knows how many."""
 
     def advance(self, record: Record) -> None:
-        """An image is about to be written."""
+        """An image is about to be written. Only the first of a kind of failure has advice."""
 
 
 @dataclass
@@ -100,12 +98,12 @@ def classify_images(
     wanted = _not_done(chain(_emptied(first), sources), target, summary)
     if target.part_size is None:
         with target.part() as writer:
-            _write(classifier, wanted, writer, top_k, watch, summary, padded=False)
+            _write(stream_records(classifier, wanted, top_k, padded=False), writer, watch, summary)
     else:
         for one in wanted:
             with target.part() as writer:
                 part = chain([one], islice(wanted, target.part_size - 1))
-                _write(classifier, part, writer, top_k, watch, summary, padded=True)
+                _write(stream_records(classifier, part, top_k), writer, watch, summary)
     target.finish(summary.images, summary.failed)
     summary.seconds = time.perf_counter() - start
     return summary
@@ -120,43 +118,14 @@ def _open(
     return RunFolder(chosen.path, run, shard, chosen.format, part_size)
 
 
-def _write(
-    classifier: ImageClassifier,
-    inputs: Iterator[Input],
-    writer: Writer,
-    top_k: int,
-    watch: Watch,
-    summary: Summary,
-    padded: bool,
-) -> None:
-    sent: deque[Input] = deque()
-
-    def send() -> Iterator[Any]:
-        for one in inputs:
-            sent.append(one)
-            yield one.image
-
-    with closing(classifier.stream(send(), top_k, batched=True, padded=padded)) as results:  # type: ignore[type-var]
-        for result in results:
-            record = _record(sent.popleft(), result, summary)
-            watch.advance(record)
-            writer.write(record)
-
-
-def _record(one: Input, result: Result, summary: Summary) -> Record:
-    """The record of a result, which is counted. How to install an extra is said once, and not in the record."""
-    summary.images += 1
-    error = result.error
-    if error is None:
-        return Record(one.name, result.predictions, None, one.time)
-    if isinstance(error, IsADirectoryError):
-        error = ValueError(f"no images in the folder {one.name}")
-    kind = _kind(error)
-    report = sentence(error)
-    message = sentence(ValueError(error.problem)) if isinstance(error, MissingExtraError) else report
-    record = Record(one.name, None, message, one.time, message if kind in summary.failures else report)
-    summary.failures[kind] += 1
-    return record
+def _write(records: Iterable[Record], writer: Writer, watch: Watch, summary: Summary) -> None:
+    for record in records:
+        summary.images += 1
+        if record.kind is not None:
+            record.advice = None if record.kind in summary.failures else record.advice  # it comes once
+            summary.failures[record.kind] += 1
+        watch.advance(record)
+        writer.write(record)
 
 
 def _not_done(sources: Iterable[Source], output: Destination, summary: Summary) -> Iterator[Input]:
@@ -173,14 +142,3 @@ def _emptied(items: list[Source]) -> Iterator[Source]:
     items.reverse()
     while items:
         yield items.pop()
-
-
-def _kind(error: Exception) -> str:
-    """What kind of failure an error is, for a count."""
-    if isinstance(error, MissingExtraError):
-        return f"in need of the extra {error.extra}"
-    if isinstance(error, FileNotFoundError):
-        return "not there"
-    if isinstance(error, PermissionError):
-        return "not permitted"
-    return "unreadable" if isinstance(error, OSError) else "no images, damaged or too large"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -29,12 +29,16 @@ def schema() -> Any:
     return pa.schema(list(zip(COLUMNS, types, strict=True)))
 
 
+def to_table(records: Iterable[Record]) -> Any:
+    """The rows of records as a `pyarrow.Table`."""
+    return _table([row for record in records for row in rows(record)])
+
+
 class Parquet:
     """Writes records to an open file."""
 
     def __init__(self, file: BinaryIO):
-        self._pa, self._schema = pyarrow(), schema()
-        self._writer = self._pa.parquet.ParquetWriter(file, self._schema, compression="zstd")
+        self._writer = pyarrow().parquet.ParquetWriter(file, schema(), compression="zstd")
         self._rows: list[tuple[Any, ...]] = []
 
     def write(self, record: Record) -> None:
@@ -48,9 +52,7 @@ class Parquet:
 
     def _flush(self) -> None:
         if self._rows:
-            columns = [[_text(value) for value in column] for column in zip(*self._rows, strict=True)]
-            arrays = [self._pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
-            self._writer.write_batch(self._pa.record_batch(arrays, schema=self._schema))
+            self._writer.write_table(_table(self._rows))
             self._rows = []
 
 
@@ -74,6 +76,11 @@ def read_parquet(file: Path) -> Iterator[Record]:
         ) from None
     if record is not None:
         yield record
+
+
+def _table(found: list[tuple[Any, ...]]) -> Any:
+    columns = [[_text(value) for value in column] for column in zip(*found, strict=True)] or [[]] * len(COLUMNS)
+    return pyarrow().table(columns, schema=schema())
 
 
 def _text(value: Any) -> Any:

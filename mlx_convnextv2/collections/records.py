@@ -16,14 +16,16 @@ class Record:
     Attributes:
         image: its path or address. A frame's ends in #t= and the time from the start of its video.
         time: that time in seconds, if it is a frame.
-        report: the error as a person should read it once. It may hold advice that the next such error lacks.
+        kind: what kind of failure the error is, for a count.
+        advice: what helps, if the error tells of nothing but a missing extra.
     """
 
     image: str
     predictions: list[dict[str, Any]] | None = None
     error: str | None = None
     time: float | None = None
-    report: str | None = None
+    kind: str | None = None
+    advice: str | None = None
 
 
 class Writer(Protocol):

@@ -96,7 +96,7 @@ class Names:
 
     def take(self, name: str) -> bool:
         """Whether the name is there once more than it was taken."""
-        wanted = np.bytes_(_hash(name))
+        wanted = _hash(name).rstrip(b"\0")  # as numpy gives bytes back
         place = int(np.searchsorted(self._sorted, wanted))
         while place < len(self._sorted) and self._sorted[place] == wanted:
             if not self._taken[place]:

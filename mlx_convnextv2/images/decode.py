@@ -52,13 +52,15 @@ class MissingExtraError(ValueError):
     """A file that cannot be read without an extra of this package.
 
     Attributes:
-        problem: the message without the advice how to install the extra.
+        problem: the message without the advice.
         extra: the extra's name.
+        advice: how to install it.
     """
 
     def __init__(self, problem: str, extra: str):
-        super().__init__(f'{problem}: pip install "mlx-convnextv2[{extra}]"')
         self.problem, self.extra = problem, extra
+        self.advice = f'pip install "mlx-convnextv2[{extra}]"'
+        super().__init__(f"{problem}: {self.advice}")
 
 
 def open_image(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +102,7 @@ class ImageClassifier:
 
     def stream(
         self, images: Iterable[Any], top_k: int = 5, *, batched: bool | None = None, padded: bool = False
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Classify images in order and yield one `Result` for each, which holds the error if the image failed.
 
         Args:
