@@ -73,7 +73,9 @@ class Batcher:
 
     def _work(self) -> None:
         while (first := self._held.popleft() if self._held else self._arrived.get()) is not None:
-            batch = self._gather(first)
+            batch = [job for job in self._gather(first) if not job.future.done()]  # without those given up
+            if not batch:
+                continue
             start = time.perf_counter()
             try:
                 outcomes = list(self._compute(first.what, np.stack([job.pixel_values for job in batch])))

@@ -45,6 +45,7 @@ class Answer:
 class Client:
     port: int
     headers: dict[str, str] = field(default_factory=dict)
+    server: Any = None
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -81,7 +82,7 @@ def serving(
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listener])))
     thread.start()
     try:
-        yield Client(listener.getsockname()[1])
+        yield Client(listener.getsockname()[1], server=server)
     finally:
         server.should_exit = True
         thread.join(60)

@@ -73,13 +73,16 @@ def test_a_client_that_went_disturbs_nobody():
         batcher = Batcher(recorder, 4, 0.001)
         gone = asyncio.create_task(batcher.run("sum", SMALL))
         stays = asyncio.create_task(batcher.run("sum", LARGE))
+        waits = asyncio.create_task(batcher.run("of no use", SMALL))
         await asyncio.sleep(0.01)
         gone.cancel()
+        waits.cancel()
         recorder.go.set()
         assert await stays == 0.0
         batcher.close()
 
     asyncio.run(main())
+    assert recorder.batches == [("sum", 1), ("sum", 1)]
 
 
 def test_a_picture_waits_for_one_that_is_on_its_way():

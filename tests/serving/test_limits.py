@@ -328,3 +328,17 @@ def test_what_is_no_http_is_told_in_json_and_is_no_failure_of_the_server(caplog)
             connection.sendall(b"no length\r\n")
             assert b"HTTP" not in connection.makefile("rb").read()  # a second answer within the first
     assert caplog.text == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # clients without an answer
+def test_a_second_ctrl_c_gives_up_what_waits_and_leaves_no_thread_that_python_could_not_end():
+    gate, before = Gate(), set(threading.enumerate())
+    with serving(gate.classifier, Limits(max_batch=1)) as client:
+        clients, _ = in_threads(client, 3)
+        until(lambda: gate.batches and metric(client, "waiting") == 3)
+        client.server.should_exit = client.server.force_exit = True
+        threading.Timer(0.5, gate.open.set).start()
+    for thread in clients:
+        thread.join(60)
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.endswith("inference")]
+    assert gate.batches == [1]
