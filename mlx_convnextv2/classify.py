@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from . import terminal
 from .demo import DEMO
 from .messages import cut, printable
+from .runtime.quick_start import end_quickly, import_numpy
 from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def classify(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         terminal.say(f"Loading {name} ...")  # before the slow imports
     start = time.perf_counter()
+    import_numpy()
+    end_quickly()
     from .collections import Watch, classify_images
     from .inference.classifier import ImageClassifier
 

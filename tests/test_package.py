@@ -19,9 +19,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 HEAVY = ("mlx", "numpy", "PIL", "huggingface_hub", "safetensors", "torch", "transformers")
 
 
-def imported_by(code):
+def imported_by(code, modules=HEAVY):
     """The heavy modules that a fresh process has imported after some code."""
-    check = f"{code}\nimport sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    check = f"{code}\nimport sys; print(*[name for name in {modules} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     return result.stdout.splitlines()[-1].split()
 
@@ -44,6 +44,37 @@ for command, option in {calls}:
 def test_loading_a_model_imports_neither_torch_nor_the_hub_client():
     code = "from mlx_convnextv2 import ImageClassifier\nfrom mlx_convnextv2.classify import DEMO\nImageClassifier(DEMO)"
     assert set(imported_by(code)) == {"mlx", "numpy", "PIL", "safetensors"}
+
+
+def test_classifying_one_png_imports_only_what_it_needs():
+    others = ["tqdm", "huggingface_hub", "PIL.WebPImagePlugin", "PIL.GifImagePlugin", "PIL.PdfImagePlugin", "ssl"]
+    ours = [
+        "graphs",
+        "training",
+        "serving",
+        "evaluation",
+        "checkpoints.save",
+        "inference.tuned",
+        "files.pytorch_files",
+        "collections.addresses",
+    ]
+    unneeded = [*others, *(f"mlx_convnextv2.{name}" for name in ours)]
+    code = (
+        "from mlx_convnextv2.classify import DEMO, main\n"
+        "main([str(DEMO / 'images' / 'digit-3.png'), '--model', str(DEMO), '--top-k', '1'])"
+    )
+    assert imported_by(code, [*unneeded, "PIL.PngImagePlugin"]) == ["PIL.PngImagePlugin"]
+
+
+def test_a_short_process_starts_no_threads_of_numpys_blas_and_leaves_the_environment_alone():
+    code = (
+        "import os, sys; from mlx_convnextv2.runtime.quick_start import import_numpy; before = dict(os.environ)\n"
+        "import_numpy(); assert 'numpy' in sys.modules and dict(os.environ) == before\n"
+        "from mlx_convnextv2.runtime.numpy_blas import find_blas; blas = find_blas()\n"
+        "print('threads', 1 if blas is None else blas._get_threads())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "threads 1\n"
 
 
 def test_every_public_name_is_there():

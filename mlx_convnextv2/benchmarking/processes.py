@@ -116,6 +116,7 @@ def _run(name: str, command: list[str]) -> Run:
         ValueError: it failed. The message has the contender's name and the last line of its output.
     """
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages have their bytecode
     done = subprocess.run(_python("-I", "-S", "-c", _LAUNCHER, *command), env=env, capture_output=True, text=True)
     if done.returncode:
         raise ValueError(f"{name} failed: {last_line(done.stderr)}")

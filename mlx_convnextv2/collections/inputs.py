@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 
 from ..images.decode import is_pipe, read_stream
 from ..images.folders import SUFFIXES, walk_images
-from .addresses import Address
 from .name_lists import read_names
 from .shards import Shard
 from .videos import VIDEO_SUFFIXES, frames
@@ -119,7 +118,7 @@ def find_sources(
 
     def of_name(name: str, key: str) -> Source:
         if _ADDRESS.match(name):
-            return Source(name, key, image=Address(name) if allow_urls else _refused(name))
+            return Source(name, key, image=_of_address(name) if allow_urls else _refused(name))
         if os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES:
             return Source(name, key, lambda: _of_video(name, fps or 1.0, max_pixels))
         return Source(name, key)
@@ -183,6 +182,12 @@ def _of_video(path: str, fps: float, max_pixels: int | None) -> Iterator[Input]:
             yield Input(name, frame.image, frame.seconds)
     except (ValueError, OSError) as error:
         yield Input(path, Failed(path, error))
+
+
+def _of_address(name: str) -> Any:
+    from .addresses import Address  # its clients of HTTP and TLS take long to import
+
+    return Address(name)
 
 
 def _refused(address: str) -> Failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import stat
@@ -17,8 +18,12 @@ from PIL import Image, UnidentifiedImageError, features
 from ..messages import one_line
 from ..runtime.forks import check_not_forked
 
-# The formats that Pillow may open. Some of the others, such as EPS, start external programs.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF", "HEIF")
+# The formats that Pillow may open, each with its plugin, which is imported when no format before it fits. Some of the
+# other formats, such as EPS, start external programs. pillow_heif registers HEIF by itself.
+_PLUGINS = {
+    **{"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "TIFF": "Tiff", "BMP": "Bmp", "PPM": "Ppm"},
+    **{"JPEG2000": "Jpeg2K", "AVIF": "Avif", "HEIF": None},
+}
 
 # Pixels of an image, unless the caller says otherwise: phones take 200 million.
 MAX_PIXELS = 300_000_000
@@ -197,8 +202,9 @@ def _open_header(file: BinaryIO) -> Image.Image:
     if not head:
         raise ValueError("it is empty")
     _check_brands(head)
-    Image.init()
-    for format in _FORMATS:
+    for format, plugin in _PLUGINS.items():
+        if plugin is not None:
+            importlib.import_module(f"PIL.{plugin}ImagePlugin")
         if format not in Image.OPEN:
             continue
         factory, accept = Image.OPEN[format]

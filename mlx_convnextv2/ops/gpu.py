@@ -9,8 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -96,7 +96,7 @@ def source(dialect: str, headers: tuple[str, ...]) -> str:
 
     It has no comments or indentation, because an exported graph holds the text of every launch.
     """
-    folder = files(__package__) / "kernels"
+    folder = Path(__file__).parent / "kernels"
     texts = ((folder / name).read_text("utf-8") for name in (f"dialect_{dialect}.h", *headers))
     lines = (re.sub(r"//.*", "", line).strip() for text in texts for line in text.splitlines())
     return "".join(f"{line}\n" for line in lines if line)
