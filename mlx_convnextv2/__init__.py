@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from .checkpoints.load import load as load
     from .checkpoints.processor import ConvNextImageProcessor as ConvNextImageProcessor
     from .checkpoints.save import save as save
+    from .collections.library.embed import embed_folder as embed_folder
+    from .collections.library.library import Library as Library
     from .inference.classifier import ImageClassifier as ImageClassifier
+    from .inference.embedder import ImageEmbedder as ImageEmbedder
     from .inference.fuse import fuse as fuse
     from .model.config import ConvNextV2Config as ConvNextV2Config
     from .model.convnextv2 import (
@@ -26,6 +29,9 @@ _MODULES = {
     "save": "checkpoints.save",
     "fuse": "inference.fuse",
     "ImageClassifier": "inference.classifier",
+    "ImageEmbedder": "inference.embedder",
+    "Library": "collections.library.library",
+    "embed_folder": "collections.library.embed",
     "ConvNextImageProcessor": "checkpoints.processor",
     "ConvNextV2Config": "model.config",
     "ConvNextV2Model": "model.convnextv2",

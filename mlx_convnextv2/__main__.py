@@ -15,6 +15,8 @@ COMMANDS = {
     "train": "train a classifier on folders of pictures",
     "evaluate": "measure how good a checkpoint is on labelled images",
     "export": "write a model for an app: for MLX, Core ML or ONNX Runtime",
+    "embed": "make a library of pictures, to search in",
+    "search": "find pictures in a library",
     "explain": "show which parts of a picture speak for a label",
     "serve": "show the model in a browser, and answer programs",
     "benchmark": "measure a checkpoint on this device",

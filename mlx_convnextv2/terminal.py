@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ._version import __version__
-from .demo import DEMO
+from .demo import DEFAULT_MODEL as DEFAULT_MODEL, DEMO
 from .messages import printable, sentence
 
 DONE, SOME_FAILED, NOTHING_DONE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -171,6 +171,3 @@ class Bar:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-DEFAULT_MODEL = "facebook/convnextv2-tiny-1k-224"

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mlx_convnextv2"
 # From the ground up. A module may use its own floor and those below it.
 FLOORS = (
     ("_version", "messages"),
-    ("demo", "files", "images", "ops", "runtime"),
+    ("demo", "files", "images", "ops", "pages", "runtime"),
     ("model",),
     ("checkpoints",),
     ("collections", "conversion", "graphs", "heatmaps", "inference"),

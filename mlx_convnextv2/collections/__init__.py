@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .classification import Summary as Summary, Watch as Watch, classify_images as classify_images
     from .inputs import find_inputs as find_inputs
     from .joining import merge as merge
+    from .library.embed import embed_folder as embed_folder
+    from .library.library import Library as Library
+    from .library.output import search_library as search_library
     from .shards import Shard as Shard
     from .streams import stream_records as stream_records
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 _MODULES = {
     **dict.fromkeys(("Summary", "Watch", "classify_images"), "classification"),
     **{"Shard": "shards", "find_inputs": "inputs", "merge": "joining", "stream_records": "streams"},
+    **{"Library": "library.library", "embed_folder": "library.embed", "search_library": "library.output"},
 }
 
 __all__ = [*_MODULES]

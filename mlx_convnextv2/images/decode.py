@@ -9,6 +9,7 @@ import stat
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -41,7 +42,7 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 _AVIF_BRANDS = (b"avif", b"avis")
 
 # ImageOps.exif_transpose also writes the EXIF data anew, which fails where another part of it is damaged.
-_ORIENTATION_TAG = 0x0112
+ORIENTATION_TAG = 0x0112
 _UPRIGHT = {  # the inverse of each EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -91,19 +92,26 @@ def open_image(
         ValueError: not an image, an image that cannot be converted to RGB, or one that is too large.
     """
     name = name_of(source)
-    try:
+    with explained(name):
         if isinstance(source, Image.Image):
             _check_size(source, max_pixels)
             image = _upright(source)
             return _to_mode(image.copy() if image is source else image, mode)
         if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
             with _open_file(source, name) as file:
-                image = _open_header(file)
+                image = open_header(file)
                 _check_size(image, max_pixels)
                 return _to_mode(_upright(image), mode)
         image = _from_array(source)
         _check_size(image, max_pixels)
         return _to_mode(image, mode)
+
+
+@contextmanager
+def explained(name: str) -> Iterator[None]:
+    """Give what fails while an image of this name is read the types and the sentences of `open_image`'s errors."""
+    try:
+        yield
     except UnidentifiedImageError:
         raise ValueError(f"{name} is not an image, or of a format that is not read") from None
     except MemoryError:
@@ -151,7 +159,7 @@ def is_pipe(path: str | os.PathLike[str]) -> bool:
 def _open_file(source: Any, name: str) -> BinaryIO:
     """The file in a form in which Pillow can seek."""
     if isinstance(source, str | os.PathLike):
-        _check_exists(source, name)
+        check_exists(source, name)
         if not is_pipe(source):
             return open(source, "rb")
         content = _read_pipe(source)
@@ -162,7 +170,7 @@ def _open_file(source: Any, name: str) -> BinaryIO:
     return io.BytesIO(content)
 
 
-def _check_exists(path: Any, name: str) -> None:
+def check_exists(path: Any, name: str) -> None:
     """Raise an error that says what is wrong if there is no file of this name."""
     try:
         if stat.S_ISDIR(os.stat(path).st_mode):
@@ -196,7 +204,7 @@ def _read_pipe(path: str | os.PathLike[str]) -> bytes:
     return content.getvalue()
 
 
-def _open_header(file: BinaryIO) -> Image.Image:
+def open_header(file: BinaryIO) -> Image.Image:
     """The image, not decoded yet: `Image.open` without its limit on pixels, which is global to the program."""
     head = file.read(64)
     if not head:
@@ -254,7 +262,7 @@ def _upright(image: Image.Image) -> Image.Image:
     """The decoded image, turned as its EXIF orientation says. Damaged EXIF is ignored."""
     image.load()
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        orientation = image.getexif().get(ORIENTATION_TAG)
     except Exception:
         orientation = None
     method = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None

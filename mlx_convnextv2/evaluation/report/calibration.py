@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...pages.html import paragraph, percent, section
 from ..findings import Findings
 from .charts import SHARE, Axis, Bars, Line, chart
-from .html import paragraph, percent, section
 
 _CLOSE = 0.02  # of a difference that is not worth a word
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...pages.html import name, paragraph, percent, section
 from ..findings import Findings
-from .html import name, paragraph, percent, section
 
 _MOST = 2000  # rows
 

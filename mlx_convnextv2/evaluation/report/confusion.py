@@ -8,8 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
+from ...pages.html import name, paragraph, percent, section, text
 from ..findings import Findings
-from .html import name, paragraph, percent, section, text
 
 _TABLE = 25  # classes that a table has room for
 _BESIDE = 10  # classes with which it leaves room for another one

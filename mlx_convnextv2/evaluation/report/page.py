@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from datetime import date
 from pathlib import Path
 
 from ..._version import __version__
+from ...pages.frame import page
+from ...pages.html import name, paragraph, percent, section, text
 from ..findings import Findings
 from .calibration import calibration
 from .classes import classes
 from .confusion import confusion
-from .html import name, paragraph, percent, section, text
 from .pictures import mistakes
 from .training import training
 
@@ -27,9 +26,6 @@ def as_html(findings: Findings, pictures: int = 24) -> str:
         pictures: of mistakes, at most.
     """
     style, script = ((_HERE / file).read_text(encoding="utf-8") for file in ("style.css", "table.js"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    title = f"{findings.top1:.1%} right: {name(findings.model)}"
     parts = [
         _summary(findings),
         mistakes(findings, pictures),
@@ -39,25 +35,8 @@ def as_html(findings: Findings, pictures: int = 24) -> str:
         training(findings.folder),
         _failures(findings),
     ]
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{"".join(parts)}
-{_footer()}
-</main>
-<script>{script}</script>
-</body>
-</html>
-"""
+    title = f"{findings.top1:.1%} right: {name(findings.model)}"
+    return page(title, f"{''.join(parts)}\n{_footer()}", style, script)
 
 
 def _summary(findings: Findings) -> str:

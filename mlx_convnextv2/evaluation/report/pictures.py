@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from pathlib import Path
-
-from ...images.decode import open_image
+from ...pages.html import name, paragraph, percent, section, text
+from ...pages.pictures import thumbnail
 from ..findings import Findings
-from .html import name, paragraph, percent, section, text
-
-_SIDE = 320  # pixels of a picture, at most
-_QUALITY = 80
-_SHOWN = 160  # pixels on the page, to which small pictures grow
 
 
 def mistakes(findings: Findings, most: int) -> str:
@@ -34,21 +26,4 @@ def _card(findings: Findings, index: int) -> str:
     scores = percent(float(findings.scores[index, 0]), 0), percent(float(findings.target_scores[index]), 0)
     caption = f"answered <b>{answer}</b> {scores[0]}<br>it is <b>{right}</b> {scores[1]}"
     where = f'<span class="file" title="{text(file, 1000)}">{text(file.name, 40)}</span>'
-    return f"<figure>{_picture(file)}<figcaption>{caption}<br>{where}</figcaption></figure>"
-
-
-def _picture(file: Path) -> str:
-    try:
-        image = open_image(file)
-    except (OSError, ValueError):  # it was there a moment ago
-        return '<div class="gone">the file cannot be read any more</div>'
-    image.thumbnail((_SIDE, _SIDE))
-    buffer = io.BytesIO()
-    if max(image.size) <= _SHOWN:
-        image.save(buffer, "PNG")
-        kind = "png"
-    else:
-        image.save(buffer, "JPEG", quality=_QUALITY)
-        kind = "jpeg"
-    address = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f'<img alt="" loading="lazy" src="data:image/{kind};base64,{address}">'
+    return f"<figure>{thumbnail(file)}<figcaption>{caption}<br>{where}</figcaption></figure>"

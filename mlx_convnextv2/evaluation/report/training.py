@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...pages.html import section
 from .charts import Axis, Line, chart
-from .html import section
 
 RESULTS_FILE = "results.csv"
 _MAX_BYTES = 10_000_000

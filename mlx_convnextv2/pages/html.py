@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 
-from ...messages import cut, printable
+from ..messages import cut, printable
 
 _NAME = 60  # characters of a label or a file's name
 

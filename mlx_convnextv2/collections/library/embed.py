@@ -1,0 +1,119 @@
+"""Make a library of pictures, or bring it up to date."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..._version import __version__
+from ...demo import DEFAULT_MODEL
+from ...inference.embedder import ImageEmbedder
+from ..shards import Shard
+from .files import OWN, Made, ShardFiles, another_model, find_shards
+from .scan import absolute, check_sources
+from .update import Update, Watch, update
+from .writer import Writer
+
+
+def embed_folder(
+    folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    model: str | os.PathLike[str] | ImageEmbedder | None = None,
+    *,
+    dtype: str | None = None,
+    revision: str | None = None,
+    batch_size: int = 8,
+    max_pixels: int | None = None,
+    shard: Shard | str | None = None,
+    prune: bool = False,
+    watch: Watch | None = None,
+) -> Update:
+    """Put the features of all pictures in folders into a library, or bring it up to date with them.
+
+    Pictures of the same path, size and time as in the library are not read. Pictures of the same content are not
+    computed again. Files that are missing are forgotten, but not where their folder is empty or cannot be read: its
+    disk may be missing. What is done is kept when the process ends, however it does.
+
+    Args:
+        folders: a folder, or a list of folders and picture files.
+        output: the library's folder.
+        model: a Hub id, a folder, or an `ImageEmbedder`. None means the library's, or facebook/convnextv2-tiny-1k-224
+            for a new library.
+        dtype, revision: as for `load`.
+        batch_size: images that go through the model at once.
+        max_pixels: refuse larger images.
+        shard: the part of the pictures that this process does, such as "2/8". A library keeps its number of shards.
+        prune: also forget the missing files of folders that are empty or cannot be read.
+        watch: called after each picture that was read.
+
+    Raises:
+        FileNotFoundError: no such folder or checkpoint.
+        FileExistsError: the output is a folder of something else.
+        OSError: the library cannot be written, or another process is writing it.
+        ValueError: the library was made with another model or number of shards, or is damaged.
+    """
+    sources = check_sources([folders] if isinstance(folders, str | os.PathLike) else folders)
+    folder = Path(output).expanduser()
+    part = Shard.parse(shard) if isinstance(shard, str) else shard or Shard()
+    made = check_folder(folder, part)
+    if isinstance(model, ImageEmbedder):
+        if (dtype, revision) != (None, None):
+            raise ValueError("dtype and revision are for loading: give them to the ImageEmbedder")
+        embedder = model
+    elif model is None and made is not None:
+        loaded = {"dtype": dtype or made.dtype, "revision": revision or made.revision}
+        embedder = ImageEmbedder(made.model, **loaded, batch_size=batch_size)  # type: ignore[arg-type]
+    else:
+        embedder = ImageEmbedder(model or DEFAULT_MODEL, dtype=dtype, revision=revision, batch_size=batch_size)
+    if max_pixels is not None:
+        embedder.processor.max_pixels = max_pixels
+    now = made_by(embedder)
+    if made is not None and not made.same(now):
+        raise ValueError(another_model(folder, made, now))
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = Writer(ShardFiles(folder, part), now)
+    try:
+        return update(writer, embedder, sources, prune=prune, watch=watch)
+    finally:
+        writer.close()
+
+
+def check_folder(folder: Path, shard: Shard) -> Made | None:
+    """How the library in a folder was made, or None if there is none yet.
+
+    Raises:
+        FileExistsError, NotADirectoryError: the folder is something else.
+        ValueError: the library has another number of shards, or is damaged.
+    """
+    if not os.path.lexists(folder):
+        return None
+    shards = find_shards(folder)
+    if not shards and not all(OWN.match(name) for name in os.listdir(folder)):
+        raise FileExistsError(f"{folder} is a folder of other things: choose another one for the library")
+    for files in shards:
+        if files.shard.count != shard.count:
+            raise ValueError(
+                f"{folder} has its pictures in {files.shard.count} shards: give one of them, such as "
+                f"--shard 1/{files.shard.count}, or choose another library"
+            )
+    for files in shards:
+        with files.open() as connection:
+            if (state := files.state(connection)) is not None:
+                return state.made
+    return None
+
+
+def made_by(embedder: ImageEmbedder) -> Made:
+    """What a library remembers of the model that computes its features."""
+    name = absolute(embedder.name) if os.path.exists(os.path.expanduser(embedder.name)) else embedder.name
+    return Made(
+        model=name,
+        revision=embedder.revision,
+        dtype=embedder.dtype,
+        weights=embedder.fingerprint(),
+        processor=json.loads(json.dumps(embedder.processor.to_dict())),
+        features=embedder.width,
+        package=__version__,
+    )

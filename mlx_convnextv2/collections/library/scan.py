@@ -1,0 +1,111 @@
+"""What is new, changed and gone in folders, compared with a library."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from ...images.folders import walk_images
+from .writer import Writer
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What an update has to do.
+
+    todo: paths whose content has to be read, in order, and whether the library has them with another size or time.
+    unchanged: how many have its size and time. gone: paths in the library without a file. kept: how many more have no
+    file, and a folder that is empty or cannot be read, so that its disk may be missing.
+    """
+
+    todo: list[tuple[str, bool]]
+    unchanged: int
+    gone: list[bytes]
+    kept: int
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """A path as the library has it: absolute, without `..`, with its links."""
+    return os.path.abspath(os.path.expanduser(os.fspath(path)))
+
+
+def check_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """The absolute paths of folders and files. Raises a FileNotFoundError if one is missing."""
+    if not sources:
+        raise ValueError("there is nothing to read: give a folder of pictures")
+    for source in sources:
+        if not os.path.exists(absolute(source)):
+            raise FileNotFoundError(f"no such folder or image: {os.fspath(source)}")
+    return [absolute(source) for source in sources]
+
+
+def scan(writer: Writer, sources: Sequence[str], *, prune: bool) -> Scan:
+    """Compare the pictures in folders, or picture files, with those in a shard. No picture is opened.
+
+    Only paths below the `sources` count as gone. A file that is missing from a folder that is there, and is not empty,
+    is gone. If the folder is missing too, the nearest one above it decides. `prune` removes the others as well.
+    """
+    writer.execute("CREATE TEMP TABLE IF NOT EXISTS seen (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER)")
+    writer.execute("DELETE FROM seen")
+    takes = writer.files.shard.takes
+    writer.execute_many("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", _found(sources, takes))
+    todo = writer.execute(
+        "SELECT seen.path, pictures.path NOT NULL FROM seen LEFT JOIN pictures ON seen.path = pictures.path "
+        "WHERE pictures.path IS NULL OR pictures.size != seen.size OR pictures.modified != seen.modified "
+        "ORDER BY seen.path"
+    )
+    ((seen,),) = writer.execute("SELECT count(*) FROM seen")
+    missing: dict[bytes, None] = {}
+    for source in map(os.fsencode, sources):
+        inside = source.rstrip(b"/") + b"/"
+        missing |= dict.fromkeys(
+            path
+            for (path,) in writer.execute(
+                "SELECT path FROM pictures WHERE (path = ? OR path > ? AND path < ?) "
+                "AND path NOT IN (SELECT path FROM seen)",
+                (source, inside, inside[:-1] + b"0"),  # 0 comes after /
+            )
+        )
+    is_gone = _is_gone()
+    gone = [path for path in missing if prune or is_gone(os.path.dirname(path))]
+    return Scan(
+        todo=[(os.fsdecode(path), bool(before)) for path, before in todo],
+        unchanged=seen - len(todo),
+        gone=gone,
+        kept=len(missing) - len(gone),
+    )
+
+
+def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tuple[bytes, int, int]]:
+    """The path, size and time of each picture. One that has none gets a size of no file, so that it is read."""
+    for source in sources:
+        for path in map(str, walk_images(source) if os.path.isdir(source) else [Path(source)]):
+            if not takes(path):
+                continue
+            try:
+                status = os.stat(path)
+            except OSError:
+                yield os.fsencode(path), -1, -1
+                continue
+            regular = stat.S_ISREG(status.st_mode)
+            yield os.fsencode(path), status.st_size if regular else -1, status.st_mtime_ns
+
+
+def _is_gone() -> Callable[[bytes], bool]:
+    """Whether a file that is missing from a folder was removed. Each folder is looked at once."""
+
+    @cache
+    def is_gone(folder: bytes) -> bool:
+        try:
+            with os.scandir(folder) as entries:
+                return next(entries, None) is not None
+        except (FileNotFoundError, NotADirectoryError):
+            return is_gone(os.path.dirname(folder))
+        except OSError:  # it may not be read now
+            return False
+
+    return is_gone

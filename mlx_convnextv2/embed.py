@@ -1,0 +1,117 @@
+"""`python -m mlx_convnextv2.embed`: make a library of pictures, to search in."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from . import terminal
+from .demo import DEMO
+from .messages import printable, sentence
+
+if TYPE_CHECKING:
+    from .collections.library.update import Picture
+
+_EXAMPLES = """\
+  python -m mlx_convnextv2.embed photos/ --output library/
+  python -m mlx_convnextv2.embed photos/ --output library/ --shard 2/8
+  python -m mlx_convnextv2.search library/ cat.jpg
+  python -m mlx_convnextv2.embed --demo --output digits/
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = terminal.parser(
+        "embed",
+        "Put the features of pictures into a library, to search in. Run it again after the pictures have changed:\n"
+        "it reads what is new, and goes on where it was interrupted.",
+        _EXAMPLES,
+    )
+    parser.add_argument("folders", nargs="*", metavar="FOLDER", help="a folder (with those below it) or an image file")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the library's folder")
+    parser.add_argument(
+        "--model", metavar="M", help=f"a Hub id or a folder (default: the library's, or {terminal.DEFAULT_MODEL})"
+    )
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
+    parser.add_argument(
+        "--demo", action="store_true", help="use the bundled digits checkpoint, by default on its images"
+    )
+    parser.add_argument(
+        "--batch-size", type=terminal.positive_int, default=8, metavar="N", help="images at once (default: 8)"
+    )
+    parser.add_argument(
+        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=terminal.DTYPE_NAMES,
+        help="compute in this type (default: the library's or the checkpoint's)",
+    )
+    parser.add_argument("--shard", metavar="I/N", help="take the I-th of N shares (default: mlx.launch's)")
+    parser.add_argument(
+        "--prune", action="store_true", help="forget missing pictures also where their folder is empty or unreadable"
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    terminal.check_model(parser, args)
+    if not args.folders and not args.demo:
+        parser.error("give at least one FOLDER, or --demo")
+    return terminal.run(embed, args, "embed")
+
+
+def embed(args: argparse.Namespace) -> int:
+    """Bring the library up to date, and say what was done. The exit status is 1 if an image could not be read."""
+    if sys.stderr.isatty():
+        terminal.say("Loading the model ...")  # before the slow imports
+    from .collections import Shard, embed_folder
+
+    bar = terminal.Bar()
+
+    def watch(picture: Picture, done: int, total: int) -> None:
+        if done == 1:
+            bar.begin(total)
+        if picture.error is not None:
+            bar.clear()
+            terminal.say(f"embed: {sentence(picture.error)}")
+        bar.update()
+
+    launched = None if args.shard else Shard.of_launch()
+    options = {"dtype": args.dtype, "revision": args.revision, "batch_size": args.batch_size}
+    try:
+        done = embed_folder(
+            args.folders or [DEMO / "images"],
+            args.output,
+            DEMO if args.demo else args.model,
+            **options,
+            max_pixels=args.max_pixels,
+            shard=args.shard or launched,
+            prune=args.prune,
+            watch=watch,
+        )
+    except KeyboardInterrupt:
+        bar.close()
+        terminal.say("embed: interrupted: what is done is kept, and the same command goes on")
+        raise
+    finally:
+        bar.close()
+    terminal.tell(f"{printable(args.output)}: {done}")
+    if done.kept:
+        terminal.say(
+            f"embed: {done.kept:,} pictures are missing from folders that are empty or cannot be read. If their disk "
+            "is there, --prune forgets them"
+        )
+    if launched is not None:
+        return terminal.DONE  # for the launcher ends all processes if one has another status
+    if not done.failures:
+        return terminal.DONE
+    return terminal.SOME_FAILED if done.total else terminal.NOTHING_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
