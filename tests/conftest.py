@@ -47,6 +47,12 @@ os.environ.update(QUIET_HUB)
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Parity tests import PyTorch and transformers, which takes seconds in every worker: not where none is chosen."""
+    return True if collection_path.name == "parity" and "not parity" in config.option.markexpr else None
+
+
 ROOT = Path(__file__).parent.parent
 SMALL: dict[str, Any] = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}
 Model = TypeVar("Model", bound=nn.Module)

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from conftest import randomize
+from conftest import SMALL, parameters, randomize
 from mlx.utils import tree_flatten
 
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification
@@ -22,7 +22,6 @@ from mlx_convnextv2.model.config import PROBLEM_TYPES, SIZES
 
 GOLDENS = Path(__file__).parent / "goldens" / "model.json"
 
-SMALL = {"hidden_sizes": [8, 12, 20, 33], "depths": [1, 2, 1, 1]}
 # The shape of the input, the configuration, and whether the three losses and their gradients are wanted as well.
 CASES: dict[str, dict[str, Any]] = {
     "gelu": {"shape": [2, 37, 53, 3], "config": {**SMALL, "num_labels": 7}, "losses": True},
@@ -77,17 +76,17 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def classifier(config: dict[str, Any]) -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**config))
-    randomize(model)
-    return model.eval()
+    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config(**config)))
+    model.eval()
+    return model
 
 
 def backbone(config: dict[str, Any]) -> ConvNextV2Backbone:
     """A backbone that returns everything it can."""
     names = ConvNextV2Config(**config).stage_names
-    model = ConvNextV2Backbone(ConvNextV2Config(**config, out_features=names))
-    randomize(model, seed=1)
-    return model.eval()
+    model = randomize(ConvNextV2Backbone(ConvNextV2Config(**config, out_features=names)), seed=1)
+    model.eval()
+    return model
 
 
 def pixels(shape: Sequence[int]) -> np.ndarray:
@@ -108,7 +107,7 @@ def labels(problem_type: str, batch: int, num_labels: int) -> np.ndarray:
 
 def trained_parameters(model: nn.Module) -> list[str]:
     """The two whose gradients are compared: one at each end of the model, the stem's weight and the last GRN's."""
-    names = [name for name, _ in tree_flatten(model.parameters())]
+    names = list(parameters(model))
     return [
         next(name for name in names if name.endswith("patch_embeddings.weight")),
         [name for name in names if name.endswith("grn.weight")][-1],
@@ -153,7 +152,7 @@ def compute(case: dict[str, Any]) -> dict[str, Any]:
         """A transformers model of our model's configuration and weights, in float64."""
         values = {name: value for name, value in ours.config.to_dict().items() if name != "model_type"}
         model = model_class(transformers.ConvNextV2Config(**values)).double().eval()
-        weights = {name: np.array(weight) for name, weight in tree_flatten(ours.parameters())}
+        weights = {name: np.array(weight) for name, weight in parameters(ours).items()}
         model.load_state_dict({name: torch.tensor(nchw(name, weight)) for name, weight in weights.items()})
         return model
 
@@ -168,7 +167,7 @@ def compute(case: dict[str, Any]) -> dict[str, Any]:
     ours = classifier(case["config"])
     model = theirs(transformers.ConvNextV2ForImageClassification, ours)
     outputs = model(pixel_values, output_hidden_states=True)
-    golden = {
+    golden: dict[str, Any] = {
         "logits": nhwc(outputs.logits, most=1000),
         "pooler_output": nhwc(model.convnextv2(pixel_values).pooler_output),
         "hidden_states": [nhwc(state) for state in outputs.hidden_states],

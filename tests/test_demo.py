@@ -55,14 +55,8 @@ def test_the_demo_command_names_the_bundled_digits(run):
     result = run("classify", "--demo", "--format", "json")
     assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    answers = [(re.search(r"digit-(\d)\.png$", line["image"])[1], line["predictions"][0]["label"]) for line in lines]
+    answers = [(line["image"][-len("7.png")], line["predictions"][0]["label"]) for line in lines]
     assert answers == [(str(digit), str(digit)) for digit in range(10)]
-
-
-def test_the_demo_command_takes_images_of_the_user(run):
-    result = run("classify", "--demo", DEMO / "images" / "digit-7.png", "--format", "json", "--top-k", "1")
-    (line,) = map(json.loads, result.stdout.splitlines())
-    assert line["predictions"][0]["label"] == "7"
 
 
 @pytest.mark.slow
@@ -74,7 +68,7 @@ def test_the_training_script_reaches_98_percent(tmp_path):
         text=True,
         check=True,
     )
-    printed = float(re.search(r"held-out accuracy: ([\d.]+)%", result.stdout)[1])
+    (printed,) = map(float, re.findall(r"held-out accuracy: ([\d.]+)%", result.stdout))
     assert printed >= 98
     model, processor = load(tmp_path / "digits")
     _, pixel_values, classes = train_digits.digits(processor, SEED)

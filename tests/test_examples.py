@@ -1,8 +1,9 @@
 """The examples, run as their first lines say."""
 
+from __future__ import annotations
+
 import re
-import subprocess
-import sys
+import runpy
 
 import pytest
 from conftest import ROOT
@@ -10,21 +11,21 @@ from conftest import ROOT
 from mlx_convnextv2.demo import DEMO
 
 
-@pytest.fixture(scope="module")
-def run_example(mlx_folder):
-    def run_example(name, *arguments, model=mlx_folder):
-        command = [sys.executable, ROOT / "examples" / name, *map(str, arguments), "--model", model]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-        assert result.returncode == 0, result.stderr
-        return result.stdout
+@pytest.fixture
+def run_example(mlx_folder, monkeypatch, capsys):
+    def run_example(name: str, *arguments: object, model: object = mlx_folder) -> str:
+        monkeypatch.setattr("sys.argv", [name, *map(str, arguments), "--model", str(model)])
+        runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out
 
     return run_example
 
 
 def test_embeddings_finds_a_digit_like_itself_and_unlike_another(run_example):
-    def similarity(one, other):
+    def similarity(one: int, other: int) -> float:
         images = (DEMO / "images" / f"digit-{digit}.png" for digit in (one, other))
-        return float(re.search(r"similarity: (-?[\d.]+)", run_example("embeddings.py", *images, model=DEMO))[1])
+        (found,) = re.findall(r"similarity: (-?[\d.]+)", run_example("embeddings.py", *images, model=DEMO))
+        return float(found)
 
     assert similarity(3, 3) == 1
     assert similarity(3, 8) < 0.5

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import as_original, as_timm, parameters
-from conftest import ROOT, SMALL, randomize
+from conftest import ROOT, SMALL, randomize, variables
 from hub_server import HubServer
 from PIL import Image
 from safetensors.numpy import save_file
@@ -37,8 +37,7 @@ EXAMPLES = [command for command in COMMANDS if command not in SETUP + PYTEST + B
 def world(tmp_path_factory):
     """A folder with the files that README speaks of, and a Hub with its models, each a small one of the real kind."""
     root = tmp_path_factory.mktemp("readme")
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=1000))
-    randomize(model)
+    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=1000)))
     source = root / "source"
     save(model, source, ConvNextImageProcessor(size=224), format="huggingface")
     hub = HubServer(root / "hub")
@@ -63,14 +62,15 @@ def world(tmp_path_factory):
     hub.stop()
 
 
-def make_photo(path):
+def make_photo(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.linear_gradient("L").convert("RGB").resize((320, 240)).save(path)
 
 
-def by_shell(command, world):
-    folder, env = world
-    return subprocess.run(command, shell=True, cwd=folder, env={**os.environ, **env}, capture_output=True, text=True)
+def shown() -> str:
+    """The output of the demo in README."""
+    (block,) = re.findall(r"<!-- demo output -->\n```\n(.*?)```", README, re.DOTALL)
+    return block
 
 
 def test_every_command_is_of_a_kind_that_is_tested_here():
@@ -88,7 +88,8 @@ def test_the_commands_run_in_order_word_for_word(world, run):
         if "--format onnx" in command and not importlib.util.find_spec("onnx"):
             continue  # needs the extra `onnx`
         if re.search("[|>]", command):
-            result = by_shell(command, world)
+            everything = {**os.environ, **env}
+            result = subprocess.run(command, shell=True, cwd=folder, env=everything, capture_output=True, text=True)
         else:
             program, *arguments = shlex.split(command)[2:]
             result = run(program.removeprefix("mlx_convnextv2."), *arguments, env=env, cwd=folder)
@@ -102,9 +103,11 @@ def test_the_server_starts_and_is_where_it_says():
     command = f"{Path(sys.executable).parent}/{command} --port 0"
     with subprocess.Popen(command.split(), cwd=ROOT, stdout=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout is not None
             line = server.stdout.readline()
             assert line.startswith("Serving the bundled digits model at http://127.0.0.1:")
-            urllib.request.urlopen(re.search(r"http://[\d.:]+", line)[0], timeout=600).close()  # until it is there
+            (url,) = re.findall(r"http://[\d.:]+", line)
+            urllib.request.urlopen(url, timeout=600).close()  # until it is there
         finally:
             server.terminate()
     assert server.returncode == 0
@@ -118,17 +121,18 @@ def test_the_benchmarks_are_commands_that_exist():
         build_parser().parse_args(arguments.split())
 
 
-def test_the_python_runs(world):
+def test_the_python_runs(world, monkeypatch):
+    folder, env = world
+    monkeypatch.chdir(folder)
     blocks = [block for language, block in BLOCKS if language == "python"]
     assert len(blocks) == 2
     for block in blocks:
-        result = by_shell(shlex.join([sys.executable, "-c", block]), world)
-        assert result.returncode == 0, f"{block}\n{result.stderr}"
+        with variables(env):
+            exec(compile(block, "README.md", "exec"), {})
 
 
 def test_the_demo_prints_what_readme_shows(run):
-    shown = re.search(r"<!-- demo output -->\n```\n(.*?)```", README, re.DOTALL)[1]
-    assert run("classify", "--demo", "--top-k", "2").stdout == shown
+    assert run("classify", "--demo", "--top-k", "2").stdout == shown()
 
 
 def test_the_table_of_checkpoints_counts_the_parameters():
@@ -147,4 +151,4 @@ def test_the_first_command_works_in_a_fresh_clone(tmp_path):
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     result = subprocess.run(SETUP[0], shell=True, cwd=clone, env=env, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout == re.search(r"<!-- demo output -->\n```\n(.*?)```", README, re.DOTALL)[1]
+    assert result.stdout == shown()

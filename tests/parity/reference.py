@@ -14,20 +14,21 @@ from PIL import Image
 from transformers.activations import ACT2FN
 
 try:
-    from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
+    from transformers.models.convnext import image_processing_pil_convnext as their_module
+
+    TheirProcessor: Any = their_module.ConvNextImageProcessorPil
 except ImportError:  # transformers 4, where it is the only one
-    from transformers.models.convnext.image_processing_convnext import (
-        ConvNextImageProcessor as ConvNextImageProcessorPil,
-    )
+    from transformers.models.convnext.image_processing_convnext import ConvNextImageProcessor
+
+    TheirProcessor = ConvNextImageProcessor
 
 from mlx_convnextv2 import ConvNextV2Backbone, ConvNextV2Config, ConvNextV2ForImageClassification, ConvNextV2Model
 
 # the documentation of transformers' configuration offers selu, and its table of activations lacks it
 ACT2FN["selu"] = torch.nn.SELU
 
-TheirProcessor = ConvNextImageProcessorPil
-IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-THEIRS = {
+IMAGENET: dict[str, Any] = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+THEIRS: dict[Any, Any] = {
     ConvNextV2ForImageClassification: transformers.ConvNextV2ForImageClassification,
     ConvNextV2Model: transformers.ConvNextV2Model,
     ConvNextV2Backbone: transformers.ConvNextV2Backbone,
@@ -84,7 +85,7 @@ def nchw(pixel_values: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixel_values.transpose(0, 3, 1, 2)))
 
 
-def relative_error(ours: mx.array, theirs: torch.Tensor) -> float:
+def relative_error(ours: mx.array | np.ndarray, theirs: torch.Tensor) -> float:
     """The largest difference, as a share of the reference's largest magnitude. Theirs is (N, C, H, W) where 4-D."""
     expected = theirs.detach().numpy()
     expected = expected.transpose(0, 2, 3, 1) if expected.ndim == 4 else expected

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from conftest import SMALL  # noqa: E402
+from conftest import SMALL, parameters  # noqa: E402
 from reference import IMAGENET, TheirProcessor, picture, randomize  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
@@ -31,21 +31,26 @@ pytestmark = pytest.mark.parity
 LABELS = ["ash", "beech, Fagus", "čeremcha", "dogwood", "elm", "fir", "ginkgo"]
 
 
-def make(kind: str) -> torch.nn.Module:
-    labels = dict(enumerate(LABELS))
-    classes = {
-        "classifier": (
-            transformers.ConvNextV2ForImageClassification,
-            {"id2label": labels, "label2id": {label: index for index, label in labels.items()}},
-        ),
-        "no labels": (transformers.ConvNextV2ForImageClassification, {"num_labels": 0}),
-        "base model": (transformers.ConvNextV2Model, {}),
-        "backbone": (transformers.ConvNextV2Backbone, {"out_features": ["stem", "stage2", "stage4"]}),
-    }
-    model_class, fields = classes[kind]
-    model = model_class(transformers.ConvNextV2Config(**SMALL, **fields))
-    model.eval().requires_grad_(False)
-    randomize(model, seed=list(classes).index(kind))
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "classifier": (
+        transformers.ConvNextV2ForImageClassification,
+        {"id2label": dict(enumerate(LABELS)), "label2id": {label: index for index, label in enumerate(LABELS)}},
+    ),
+    "no labels": (transformers.ConvNextV2ForImageClassification, {"num_labels": 0}),
+    "base model": (transformers.ConvNextV2Model, {}),
+    "backbone": (transformers.ConvNextV2Backbone, {"out_features": ["stem", "stage2", "stage4"]}),
+}
+
+
+def make(kind: str, folder: Path | None = None, dtype: str = "float32", **options: Any) -> Any:
+    """A random model of theirs, saved with its processor where there is a folder."""
+    model_class, fields = KINDS[kind]
+    model = model_class(transformers.ConvNextV2Config(**SMALL, **fields)).eval().requires_grad_(False)
+    randomize(model, seed=list(KINDS).index(kind))
+    model.to(getattr(torch, dtype))
+    if folder is not None:
+        model.save_pretrained(folder, **options)
+        TheirProcessor(**IMAGENET).save_pretrained(folder)
     return model
 
 
@@ -57,7 +62,7 @@ OURS = {
 }
 
 
-def outputs(model, pixel_values: np.ndarray) -> list[np.ndarray]:
+def outputs(model: Any, pixel_values: np.ndarray) -> list[np.ndarray]:
     """What a model of theirs or ours gives for (N, H, W, C), features as (N, H, W, C) or (N, C)."""
     if isinstance(model, torch.nn.Module):
         with torch.no_grad():
@@ -97,9 +102,7 @@ def pixel_values() -> np.ndarray:
 def test_a_checkpoint_of_transformers_gives_its_numbers_before_and_after_converting(
     run, tmp_path, pixel_values, kind, shard
 ):
-    theirs = make(kind)
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size=shard)
-    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    theirs = make(kind, tmp_path / "theirs", max_shard_size=shard)
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == (shard == "30KB")
     result = run("convert", "--hf-path", tmp_path / "theirs", "--mlx-path", tmp_path / "converted")
     assert result.returncode == 0, result.stderr
@@ -112,13 +115,11 @@ def test_a_checkpoint_of_transformers_gives_its_numbers_before_and_after_convert
 
 @pytest.mark.parametrize("kind", OURS)
 def test_a_bfloat16_checkpoint_keeps_its_type_and_gives_the_numbers_of_its_weights(run, tmp_path, pixel_values, kind):
-    theirs = make(kind).to(torch.bfloat16)
-    theirs.save_pretrained(tmp_path / "theirs")
-    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    theirs = make(kind, tmp_path / "theirs", "bfloat16")
     result = run("convert", "--hf-path", tmp_path / "theirs", "--mlx-path", tmp_path / "converted")
     assert result.returncode == 0, result.stderr
     model, _ = load(tmp_path / "converted")
-    assert {array.dtype for _, array in tree_flatten(model.parameters())} == {mx.bfloat16}
+    assert {array.dtype for array in parameters(model).values()} == {mx.bfloat16}
     # In float32, where the order of the additions does not show: the rounded weights are the same.
     model, _ = load(tmp_path / "converted", dtype="float32")
     assert_close(outputs(model, pixel_values), outputs(theirs.float(), pixel_values))
@@ -126,10 +127,9 @@ def test_a_bfloat16_checkpoint_keeps_its_type_and_gives_the_numbers_of_its_weigh
 
 @pytest.mark.parametrize("model_class", [ConvNextV2Model, ConvNextV2Backbone])
 def test_parts_of_a_classifier_are_transformers_own_parts_of_it(tmp_path, pixel_values, model_class):
-    make("classifier").save_pretrained(tmp_path / "theirs")
-    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    make("classifier", tmp_path / "theirs")
     their_class = getattr(transformers, model_class.__name__)
-    stages = {"out_features": ["stage1", "stage3"]} if model_class is ConvNextV2Backbone else {}
+    stages: dict[str, Any] = {"out_features": ["stage1", "stage3"]} if model_class is ConvNextV2Backbone else {}
     theirs = their_class.from_pretrained(tmp_path / "theirs", **stages).eval()
     model, _ = load(tmp_path / "theirs", model_class=model_class, **stages)
     assert_close(outputs(model, pixel_values), outputs(theirs, pixel_values))
@@ -137,8 +137,7 @@ def test_parts_of_a_classifier_are_transformers_own_parts_of_it(tmp_path, pixel_
 
 @pytest.mark.parametrize("size", [32, 224, 384])
 def test_classify_says_what_transformers_says(run, tmp_path, size):
-    theirs = make("classifier")
-    theirs.save_pretrained(tmp_path / "theirs")
+    theirs = make("classifier", tmp_path / "theirs")
     processor = TheirProcessor(size={"shortest_edge": size}, crop_pct=0.875, resample=3, **IMAGENET)
     processor.save_pretrained(tmp_path / "theirs")
     result = run("convert", "--hf-path", tmp_path / "theirs", "--mlx-path", tmp_path / "converted")
@@ -165,9 +164,9 @@ def test_classify_says_what_transformers_says(run, tmp_path, size):
 # --- to transformers ------------------------------------------------------------------------------------------------
 
 
-def load_in_transformers(folder: Path, kind: str) -> torch.nn.Module:
+def load_in_transformers(folder: Path, kind: str) -> Any:
     """The model, after seeing that no key was missing, left over or of another shape."""
-    model, info = type(make(kind)).from_pretrained(folder, output_loading_info=True)
+    model, info = KINDS[kind][0].from_pretrained(folder, output_loading_info=True)
     assert not any(info.values()), info
     return model.eval()
 
@@ -175,9 +174,7 @@ def load_in_transformers(folder: Path, kind: str) -> torch.nn.Module:
 @pytest.mark.parametrize("most", [5_000_000_000, 30_000], ids=["one file", "sharded"])
 @pytest.mark.parametrize("kind", OURS)
 def test_what_is_saved_for_transformers_has_the_bits_that_came_from_there(tmp_path, pixel_values, kind, most):
-    theirs = make(kind)
-    theirs.save_pretrained(tmp_path / "theirs")
-    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    theirs = make(kind, tmp_path / "theirs")
     model, processor = load(tmp_path / "theirs")
     save(model, tmp_path / "mlx", processor)
     model, processor = load(tmp_path / "mlx")
@@ -200,9 +197,7 @@ def test_what_is_saved_for_transformers_has_the_bits_that_came_from_there(tmp_pa
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_reaches_transformers_bit_by_bit(tmp_path, dtype):
-    theirs = make("classifier").to(getattr(torch, dtype))
-    theirs.save_pretrained(tmp_path / "theirs")
-    TheirProcessor(**IMAGENET).save_pretrained(tmp_path / "theirs")
+    make("classifier", tmp_path / "theirs", dtype)
     model, processor = load(tmp_path / "theirs")
     save(model, tmp_path / "back", processor, format="huggingface")
     saved, original = (load_file(tmp_path / name / "model.safetensors") for name in ("back", "theirs"))

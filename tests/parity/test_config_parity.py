@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,9 @@ SHARED = ["num_labels", "id2label", "label2id", "out_features", "out_indices", "
 LABELS = {0: "ash", 1: "elm", 2: "fir"}
 GIVEN = {"id2label": LABELS, "label2id": {label: index for index, label in LABELS.items()}}
 
-CASES = [  # keywords, and what is assigned then, one after the other
+CASES: list[
+    tuple[dict[str, Any], list[tuple[str, Any]]]
+] = [  # keywords, and what is assigned then, one after the other
     ({}, []),
     ({"num_labels": 5}, []),
     ({"num_labels": 0}, []),
@@ -40,7 +43,7 @@ CASES = [  # keywords, and what is assigned then, one after the other
 ]
 
 
-def values(config) -> dict:
+def values(config: Any) -> dict[str, Any]:
     return {name: getattr(config, name, None) for name in SHARED}
 
 
@@ -65,3 +68,35 @@ def test_stages_that_make_no_sense_are_errors_in_both(name, value):
     for config in (ConvNextV2Config(), transformers.ConvNextV2Config()):
         with pytest.raises(ValueError, match=r"out_(features|indices)"):
             setattr(config, name, value)
+
+
+EVERYTHING = ConvNextV2Config(
+    num_channels=1,
+    patch_size=[2, 3],
+    num_stages=3,
+    hidden_sizes=[7, 9, 11],
+    depths=[0, 2, 1],
+    hidden_act="gelu_new",
+    initializer_range=0.1,
+    layer_norm_eps=1e-5,
+    drop_path_rate=0.2,
+    image_size=[64, 32],
+    out_features=["stem", "stage2"],
+    num_labels=5,
+    problem_type="regression",
+    return_dict=False,
+    output_hidden_states=True,
+)
+CONFIGS = {"defaults": ConvNextV2Config(), "large": ConvNextV2Config.from_size("large"), "everything": EVERYTHING}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_each_reads_every_field_of_the_other(config, tmp_path):
+    theirs = transformers.ConvNextV2Config.from_dict(config.to_dict())
+    assert {name: getattr(theirs, name) for name in config.to_dict()} == config.to_dict()
+    theirs.save_pretrained(tmp_path)  # what differs from their defaults, no more
+    for ours in (
+        ConvNextV2Config.from_dict(theirs.to_dict()),
+        ConvNextV2Config.from_json_file(tmp_path / "config.json"),
+    ):
+        assert {name: getattr(ours, name) for name in config.to_dict()} == config.to_dict()

@@ -34,7 +34,7 @@ def test_the_program_computes_transformers_logits(size: str, tmp_path: Path) -> 
     theirs, ours = pair(ConvNextV2ForImageClassification, ConvNextV2Config.from_size(size))
     processor = ConvNextImageProcessor(size=side, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
     pixels = np.random.default_rng(0).integers(0, 256, (1, 3, side, side)).astype(np.float32)
-    mean, std = (np.float32(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (processor.image_mean, processor.image_std))
     with torch.no_grad():
         expected = theirs(torch.from_numpy((pixels * np.float32(1 / 255) - mean) / std)).logits
     del theirs

@@ -1,4 +1,4 @@
-"""The model beside transformers, on the same random weights: the eight sizes, random configurations, configurations.
+"""The model beside transformers, on the same random weights: the eight sizes, and random configurations.
 
 `pytest tests/parity/test_model_parity.py -m parity -s -k Sizes` prints the relative errors as a table.
 """
@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from conftest import parameters
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -136,9 +136,9 @@ def assert_same_loss_and_gradients(theirs, ours, pixel_values, problem_type, tol
     targets = labels(problem_type, len(pixel_values), ours.config.num_labels)
     names = trained_parameters(ours)
     theirs.config.problem_type = ours.config.problem_type = problem_type
-    parameters = [theirs.get_parameter(name).requires_grad_() for name in names]
+    theirs_own = [theirs.get_parameter(name).requires_grad_() for name in names]
     expected = theirs(nchw(pixel_values), labels=torch.tensor(targets)).loss
-    expected_gradients = torch.autograd.grad(expected, parameters)
+    expected_gradients = torch.autograd.grad(expected, theirs_own)
     loss, gradients = loss_and_gradients(ours, mx.array(pixel_values), mx.array(targets), names)
     assert relative_error(loss, expected) <= tolerance
     for name, gradient, expected_gradient in zip(names, gradients, expected_gradients, strict=True):
@@ -200,7 +200,7 @@ def test_tuples_have_the_same_members(model_class, hidden):
     config = ConvNextV2Config(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2, out_features=["stem", "stage2"])
     theirs, ours = pair(model_class, config)
     pixel_values = images(3, 19, 16, 3)
-    calls = [{}]
+    calls: list[dict[str, np.ndarray]] = [{}]
     if model_class is ConvNextV2ForImageClassification:
         calls.append({"labels": np.array([1, 0, 1])})
     for call in calls:
@@ -229,7 +229,7 @@ def test_drop_path_rates_are_the_same():
 def test_parameters_start_alike():
     config = ConvNextV2Config(hidden_sizes=[64, 96], depths=[1, 1], num_stages=2, num_labels=90, initializer_range=0.05)
     theirs = dict(THEIRS[ConvNextV2ForImageClassification](their_config(config)).named_parameters())
-    ours = dict(tree_flatten(ConvNextV2ForImageClassification(config).parameters()))
+    ours = parameters(ConvNextV2ForImageClassification(config))
     assert ours.keys() == theirs.keys()
     for name, parameter in theirs.items():
         array = np.array(ours[name])
@@ -238,63 +238,6 @@ def test_parameters_start_alike():
         else:  # five standard errors of the difference of two stds
             bound = 5 * config.initializer_range / np.sqrt(array.size)
             assert abs(array.std() - parameter.std().item()) <= bound, name
-
-
-CONFIGS = {
-    "defaults": ConvNextV2Config(),
-    **{size: ConvNextV2Config.from_size(size) for size in SIZES},
-    "no head": ConvNextV2Config(num_labels=0),
-    "labels": ConvNextV2Config(id2label={0: "cat", 1: "dog", 2: "cat"}),
-    "everything": ConvNextV2Config(
-        num_channels=1,
-        patch_size=[2, 3],
-        num_stages=3,
-        hidden_sizes=[7, 9, 11],
-        depths=[0, 2, 1],
-        hidden_act="gelu_new",
-        initializer_range=0.1,
-        layer_norm_eps=1e-5,
-        drop_path_rate=0.2,
-        image_size=[64, 32],
-        out_features=["stem", "stage2"],
-        num_labels=5,
-        problem_type="regression",
-        return_dict=False,
-        output_hidden_states=True,
-    ),
-    "out_indices": ConvNextV2Config(out_indices=[1, -1]),
-}
-
-
-def as_json(values: dict) -> dict:
-    """As a file has it: keys are strings and tuples are lists."""
-    return json.loads(json.dumps(values))
-
-
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-class TestConfig:
-    def test_transformers_reads_ours(self, config):
-        theirs = their_config(config)
-        values = as_json(theirs.to_dict())
-        for name, value in as_json(config.to_dict()).items():
-            # transformers takes num_labels as the number of id2label's entries, which are placeholders then
-            assert (theirs.num_labels if name == "num_labels" else values[name]) == value, name
-
-    def test_we_read_theirs(self, config):
-        theirs = their_config(config)
-        ours = ConvNextV2Config.from_dict(theirs.to_dict())
-        for name, value in config.to_dict().items():
-            assert getattr(ours, name) == getattr(config, name), (name, value)
-        # What we write holds their number where nobody named the classes, so it is compared as they read it back.
-        written = as_json(ours.to_dict())
-        assert as_json(type(theirs).from_dict(written).to_dict()) == as_json(theirs.to_dict())
-
-    def test_we_read_the_file_that_they_write(self, config, tmp_path):
-        # it holds what differs from their defaults, no more
-        their_config(config).save_pretrained(tmp_path)
-        ours = ConvNextV2Config.from_json_file(tmp_path / "config.json")
-        for name in config.to_dict():
-            assert getattr(ours, name) == getattr(config, name), name
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in SIZES])

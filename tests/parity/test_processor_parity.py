@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -19,14 +21,13 @@ from mlx_convnextv2.images.decode import open_image
 
 pytestmark = pytest.mark.parity
 
-GREY = {"image_mean": [0.449], "image_std": [0.226]}
+GREY: dict[str, Any] = {"image_mean": [0.449], "image_std": [0.226]}
 FILTERS = [0, 1, 2, 3, 4, 5]
 
 # (width, height)
 SHAPES = [
-    *((1, 1), (1, 2), (2, 1), (3, 7), (1, 40), (40, 1)),
-    *((224, 224), (256, 256), (224, 300), (300, 224), (384, 384), (512, 512), (225, 223), (257, 255)),
-    *((640, 480), (375, 500), (101, 37), (900, 60), (60, 900), (333, 1000)),
+    *((1, 1), (1, 2), (3, 7), (40, 1), (224, 224), (256, 256), (224, 300), (225, 223), (640, 480), (101, 37)),
+    *((900, 60), (60, 900), (333, 1000)),
 ]
 
 
@@ -37,14 +38,14 @@ def run_transformers(processor: TheirProcessor, *images: Image.Image) -> np.ndar
     return pixels.transpose(0, 2, 3, 1)  # (N, C, H, W) -> (N, H, W, C)
 
 
-def assert_same_pixels(image: Image.Image, config: dict) -> None:
+def assert_same_pixels(image: Image.Image, config: dict[str, Any]) -> None:
     """Compare both processors on an image that is RGB, or grey where the mean has one channel."""
     config = {"resample": 3, **config}  # the default was another one in transformers 4
     assert_equal(ConvNextImageProcessor.from_dict(config)(image), run_transformers(TheirProcessor(**config), image))
 
 
-def assert_equal(ours, theirs: np.ndarray) -> None:
-    ours = np.array(ours)
+def assert_equal(pixels: mx.array, theirs: np.ndarray) -> None:
+    ours = np.array(pixels)
     assert ours.dtype == np.float32
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).max() <= 1e-6
@@ -54,41 +55,6 @@ def assert_equal(ours, theirs: np.ndarray) -> None:
 @pytest.mark.parametrize("size", [224, 256, 384])
 def test_every_shape_gives_the_same_pixels(shape, size):
     assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "crop_pct": 0.875, "resample": 3, **IMAGENET})
-
-
-@pytest.mark.parametrize("size", [512, 383, 100, 33, 1])
-@pytest.mark.parametrize("shape", [(640, 480), (101, 37)])
-def test_every_size_gives_the_same_pixels(shape, size):
-    assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "crop_pct": 0.875, "resample": 3, **IMAGENET})
-
-
-@pytest.mark.parametrize("size", [224, 256, 384, 63])
-@pytest.mark.parametrize("crop_pct", [0.9, 0.95, 1.0, 0.875, 0.5, 0.333])
-def test_every_crop_gives_the_same_pixels(size, crop_pct):
-    for shape in [(130, 97), (97, 130)]:
-        assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "crop_pct": crop_pct, **IMAGENET})
-
-
-@pytest.mark.parametrize("resample", FILTERS)
-@pytest.mark.parametrize("size", [224, 64, 384])
-def test_every_filter_gives_the_same_pixels(size, resample):
-    for shape in [(130, 97), (300, 500)]:
-        assert_same_pixels(picture(*shape), {"size": {"shortest_edge": size}, "resample": resample, **IMAGENET})
-
-
-@pytest.mark.parametrize("factor", [1 / 255, 1 / 127.5, 0.00392156862745098, 1.0, 0.1])
-@pytest.mark.parametrize("do_normalize", [True, False])
-def test_every_rescale_factor_gives_the_same_pixels(factor, do_normalize):
-    config = {"size": {"shortest_edge": 64}, "rescale_factor": factor, "do_normalize": do_normalize, **IMAGENET}
-    assert_same_pixels(picture(130, 97), config)
-
-
-@pytest.mark.parametrize("do_resize", [True, False])
-@pytest.mark.parametrize("do_rescale", [True, False])
-@pytest.mark.parametrize("do_normalize", [True, False])
-def test_every_step_can_be_left_out(do_resize, do_rescale, do_normalize):
-    steps = {"do_resize": do_resize, "do_rescale": do_rescale, "do_normalize": do_normalize}
-    assert_same_pixels(picture(130, 97), {"size": {"shortest_edge": 64}, **steps, **IMAGENET})
 
 
 @pytest.mark.parametrize("step", ["do_resize", "do_rescale", "do_normalize"])
@@ -109,9 +75,9 @@ def test_every_mode_gives_the_pixels_of_its_rgb_form(mode):
 
 
 @pytest.mark.parametrize("shape", [(28, 28), (130, 97), (1, 1), (40, 3)])
-@pytest.mark.parametrize("size", [32, 224, 384])
-def test_grey_images_give_the_same_pixels(shape, size):
-    assert_same_pixels(picture(*shape, mode="L"), {"size": {"shortest_edge": size}, **GREY})
+def test_grey_images_give_the_same_pixels(shape):
+    for size in (32, 224, 384):
+        assert_same_pixels(picture(shape[0], shape[1], "L"), {"size": {"shortest_edge": size}, **GREY})
 
 
 def test_a_batch_gives_the_same_pixels():
@@ -131,10 +97,11 @@ def test_a_pil_image_passed_as_users_do_gives_the_same_pixels():
 CONFIGS = st.fixed_dictionaries(
     {
         "size": st.builds(lambda side: {"shortest_edge": side}, st.integers(1, 260) | st.integers(380, 400)),
-        "crop_pct": st.floats(0.2, 1.0),
+        "crop_pct": st.floats(0.2, 1.0) | st.sampled_from([0.875, 0.9, 0.95, 1.0]),
         "resample": st.sampled_from(FILTERS),
-        "rescale_factor": st.floats(1e-3, 1e-2),
+        "rescale_factor": st.floats(1e-3, 1e-2) | st.sampled_from([1 / 255, 1 / 127.5, 1.0]),
         "do_resize": st.sampled_from([True, True, True, False]),
+        "do_rescale": st.booleans(),
         "do_normalize": st.booleans(),
         "image_mean": st.lists(st.floats(0, 1), min_size=3, max_size=3),
         "image_std": st.lists(st.floats(0.2, 1), min_size=3, max_size=3),
@@ -162,29 +129,17 @@ def test_any_combination_gives_the_same_pixels(width, height, config):
     ids=["defaults", "published", "grey", "steps left out"],
 )
 class TestFiles:
-    def test_we_read_what_transformers_writes(self, tmp_path, config):
+    def test_each_reads_what_the_other_writes_and_the_round_trip_loses_nothing(self, tmp_path, config):
         theirs = TheirProcessor(**config)
         theirs.save_pretrained(tmp_path)
         ours = ConvNextImageProcessor.from_pretrained(tmp_path)
-        for name, value in config.items():
-            assert getattr(ours, name) == value
-        self.assert_same(ours, theirs, config)
-
-    def test_transformers_reads_what_we_write(self, tmp_path, config):
-        ours = ConvNextImageProcessor.from_dict(config)
+        assert {name: getattr(ours, name) for name in config} == config
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
-        theirs = TheirProcessor.from_pretrained(tmp_path)
-        for name, value in config.items():
-            read = getattr(theirs, name)
-            assert (list(read) if isinstance(read, tuple) else read) == value
-        self.assert_same(ours, theirs, config)
-
-    def test_the_round_trip_through_transformers_loses_nothing(self, tmp_path, config):
-        ours = ConvNextImageProcessor.from_dict(config)
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(ours.to_dict()))
-        TheirProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
+        again = TheirProcessor.from_pretrained(tmp_path)
+        read = {name: getattr(again, name) for name in config}
+        assert {name: list(value) if isinstance(value, tuple) else value for name, value in read.items()} == config
+        again.save_pretrained(tmp_path / "again")
         assert ConvNextImageProcessor.from_pretrained(tmp_path / "again").to_dict() == ours.to_dict()
-
-    def assert_same(self, ours, theirs, config):
         image = picture(130, 97, "L" if len(config.get("image_mean", "RGB")) == 1 else "RGB")
-        assert_equal(ours(image), run_transformers(theirs, image))
+        for processor in (theirs, again):
+            assert_equal(ours(image), run_transformers(processor, image))

@@ -206,6 +206,7 @@ def test_timm_pixels(tmp_path, crop_mode, crop_pct, size, interpolation):
 def test_verify_runs_timm_on_what_timm_wrote(tmp_path):
     save_for_hf(make_timm("atto", num_classes=7), tmp_path / "source")
     verification = convert(tmp_path / "source", tmp_path / "out", verify=True).verification
+    assert verification is not None
     assert verification.reference == "timm"
     assert verification.passed
     assert (verification.top1, verification.top5) == (1, 1)

@@ -51,6 +51,7 @@ def source(request, theirs, tmp_path):
 def test_a_conversion_passes(source, tmp_path, dtype, to):
     path, reference = source
     verification = convert(path, tmp_path / "out", dtype=dtype, to=to, verify=True).verification
+    assert verification is not None
     assert verification.reference == reference
     assert verification.passed
     assert verification.tolerance == CONVERTED[dtype]
@@ -70,6 +71,7 @@ def test_a_changed_result_fails(source, tmp_path, to):
 def test_a_conversion_of_a_conversion_is_verified_against_mlx(source, tmp_path, options, monkeypatch):
     convert(source[0], tmp_path / "mlx")
     verification = convert(tmp_path / "mlx", tmp_path / "out", **options, verify=True).verification
+    assert verification is not None
     assert verification.reference == "MLX"
     assert verification.passed
     monkeypatch.setitem(sys.modules, "torch", None)
@@ -84,6 +86,7 @@ def test_outputs_that_are_no_numbers_agree_in_nothing(theirs, tmp_path, value, o
     weights["convnextv2.layernorm.bias"][0] = value
     save_file(weights, tmp_path / "source" / "model.safetensors", {"format": "pt"})
     verification = convert(tmp_path / "source", tmp_path / "out", **options, verify=True).verification
+    assert verification is not None
     assert not verification.passed
     assert (verification.top1, verification.top5) == (0, 0)
     assert "infinite or not a number" in str(verification)

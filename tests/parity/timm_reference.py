@@ -6,7 +6,7 @@ transforms use its Python part alone, which asks at import that two of its opera
 
 import pytest
 
-_LIBRARIES = []  # a library that is collected takes its declarations along
+_LIBRARIES: list[object] = []  # a library that is collected takes its declarations along
 
 
 def import_timm():
