@@ -88,17 +88,19 @@ def export_onnx(
     path = Path(path).expanduser()
     check_onnx(path, input=input, dtype=dtype, q_bits=q_bits, overwrite=overwrite)
     shape = input_shape(model, processor, name)
-    from . import onnx_graph
+    import onnx
+
+    from . import onnx_file, onnx_graph
 
     options: dict[str, Any] = {"input": input, "features": features, "dtype": dtype, "quantized": q_bits is not None}
     graph = onnx_graph.classifying_graph(model, processor, shape[:2], **options)
-    graph.doc_string = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
-    outputs = tuple(output.name for output in graph.graph.output)
+    doc = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
+    outputs = tuple(output.name for output in graph.outputs)
     description = {
         "format": "onnx",
         "model": name,
         "package_version": __version__,
-        "opset": onnx_graph.OPSET,
+        "opset": onnx_file.OPSET,
         "weights_dtype": dtype,
         "quantized": q_bits is not None,
         "input": {"name": "pixels", "dtype": input, "shape": ["batch", *shape], "layout": "NHWC"},
@@ -112,10 +114,12 @@ def export_onnx(
         for key, value in description.items()
     }
     with new_folder(path, overwrite, ONNX) as folder:
-        onnx_graph.write(graph, folder / ONNX_FILE, metadata)
+        onnx_file.write(graph, folder / ONNX_FILE, doc, metadata)
+        is_one_file = len(list(folder.iterdir())) == 1
+        onnx.checker.check_model(str(folder / ONNX_FILE), full_check=is_one_file)  # full_check fails on a large file
         write_json(folder / DESCRIPTION_FILE, description)
         size = sum(file.stat().st_size for file in folder.iterdir())
-    return ONNXModel(path, size, dtype, q_bits is not None, input, shape, outputs, onnx_graph.OPSET)
+    return ONNXModel(path, size, dtype, q_bits is not None, input, shape, outputs, onnx_file.OPSET)
 
 
 def check_onnx(

@@ -24,10 +24,11 @@ from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2F
 from mlx_convnextv2.classify import main as classify
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.export import main
-from mlx_convnextv2.graphs import onnx_graph
+from mlx_convnextv2.graphs import onnx_file, onnx_graph
 from mlx_convnextv2.graphs.compression import quantize
 from mlx_convnextv2.graphs.export import export
 from mlx_convnextv2.graphs.onnx import export_onnx
+from mlx_convnextv2.graphs.onnx_file import encoded
 from mlx_convnextv2.model.config import ACTIVATIONS
 
 IMAGES = sorted((DEMO / "images").glob("*.png"))
@@ -78,11 +79,11 @@ def test_onnx_runtime_answers_as_the_model_does(
 @pytest.mark.parametrize("hidden_act", ACTIVATIONS)
 def test_every_activation_and_any_size_of_image(hidden_act: str) -> None:
     model = small(hidden_act=hidden_act)
-    graph = onnx_graph.inference_graph(model)
+    graph = encoded(onnx_graph.inference_graph(model))
     onnx.checker.check_model(graph, full_check=True)
     for shape in ((2, 16, 20, 3), (1, 37, 29, 3)):
         pixel_values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-        (logits,) = run(graph.SerializeToString(), pixel_values=pixel_values)
+        (logits,) = run(graph, pixel_values=pixel_values)
         expected = np.array(model(mx.array(pixel_values)).logits)
         assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
@@ -92,7 +93,7 @@ def test_the_pooled_features_alone() -> None:
     pixel_values = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     expected = np.array(model.convnextv2(mx.array(pixel_values)).pooler_output)
     for graph in (onnx_graph.inference_graph(model, pooled=True), onnx_graph.inference_graph(model.convnextv2)):
-        (pooled,) = run(graph.SerializeToString(), pixel_values=pixel_values)
+        (pooled,) = run(encoded(graph), pixel_values=pixel_values)
         assert np.abs(pooled - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
@@ -134,7 +135,7 @@ def test_sums_of_squares_do_not_overflow_in_float16(tmp_path: Path) -> None:
 
 def test_weights_that_protobuf_could_not_hold_lie_beside_the_graph(digits, tmp_path: Path, monkeypatch) -> None:
     model, processor, pixels, _, probabilities = digits
-    monkeypatch.setattr(onnx_graph, "MAX_WEIGHT_BYTES", 1000)
+    monkeypatch.setattr(onnx_file, "MAX_WEIGHT_BYTES", 1000)
     told = export_onnx(model, processor, tmp_path / "o")
     assert sorted(file.name for file in (tmp_path / "o").iterdir()) == ["model.json", "model.onnx", "model.onnx_data"]
     assert told.bytes == sum(file.stat().st_size for file in (tmp_path / "o").iterdir())
