@@ -85,6 +85,14 @@ def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _numpy_computes_on_a_cpu() -> Iterator[None]:
+    """Whether or not ONNX Runtime is installed; test_onnxruntime_classifier.py has it compute."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlx_convnextv2.inference.onnxruntime_classifier.is_installed", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _share_compiled_kernels(tmp_path_factory) -> None:
     """The workers of pytest-xdist compile each kernel once."""
     own = tmp_path_factory.getbasetemp()

@@ -44,7 +44,7 @@ class Contender:
 
 def _ours(folder: Path, dtype: str, path: str = "auto") -> Contender:
     from ..checkpoints.load import load
-    from ..inference.fuse import describe, fuse
+    from ..inference.fuse import describe, fuse, make_ready
 
     import mlx.core as mx  # isort: skip - after the package, which brings MLX a BLAS
     import numpy as np
@@ -53,6 +53,7 @@ def _ours(folder: Path, dtype: str, path: str = "auto") -> Contender:
     model: Any = load(folder, dtype=dtype)[0]
     mx.eval(model.parameters())
     predict = fuse(model, path)
+    make_ready(predict)
     load_s = time.perf_counter() - start
 
     def prepare(images: Any) -> Predict:

@@ -26,17 +26,19 @@ def fuse(
     On a GPU, each part of a block is computed by the fastest candidate that is correct there. It is chosen when
     pixel_values of a new shape first arrive (see `ops.tuning`), and MLX compiles the graph. On a CPU the graph is not
     compiled: `mx.compile` would run a C++ compiler for seconds, and the result is no faster. On a Linux CPU, numpy
-    computes the model.
+    computes the model, and after the first images ONNX Runtime if it is installed (see `onnxruntime_classifier`).
 
     Args:
         model: what to run.
-        path: "plain", "kernel" or "numpy" to force that path; "auto", the default, takes the fastest.
+        path: "plain", "kernel", "numpy" or "onnxruntime" to force that path; "auto", the default, takes the fastest.
         pooled: return the pooled output (N, hidden_size), the classifier's input, instead of logits.
 
     Raises:
+        ImportError: the path is "onnxruntime", and it is not installed or does not work.
         OSError: this process was forked from one that used MLX.
         TypeError: the model is neither a ConvNextV2ForImageClassification nor a ConvNextV2Model.
-        ValueError: the path does not exist, or it is "numpy" and the model has layers of another class or form.
+        ValueError: the path does not exist, or it is "numpy" or "onnxruntime" and the model has layers of another class
+            or form.
     """
     check_not_forked()
     if not isinstance(model, ConvNextV2ForImageClassification | ConvNextV2Model):
@@ -57,9 +59,9 @@ def fuse(
         from . import numpy_classifier
 
         if numpy_classifier.supports(model):
-            return numpy_classifier.NumpyClassifier(model, pooled)
-        if path == "numpy":
-            raise ValueError('numpy does not know every layer of this model: leave the path "numpy" out')
+            return _without_mlx(model, dispatch.asked(path), pooled)
+        if path in ("numpy", "onnxruntime"):
+            raise ValueError(f'{path} does not know every layer of this model: leave the path "{path}" out')
     from .gpu_block import FoldedBlock, is_foldable
 
     blocks = [
@@ -70,16 +72,43 @@ def fuse(
     return compiled(predict) if on_gpu else predict
 
 
+def _without_mlx(
+    model: ConvNextV2ForImageClassification | ConvNextV2Model, path: str | None, pooled: bool
+) -> Callable[[mx.array], mx.array]:
+    """The model in numpy, and in ONNX Runtime if the path leaves that open and it is installed."""
+    from . import numpy_classifier, onnxruntime_classifier
+
+    if path == "numpy" or not (path or onnxruntime_classifier.is_installed()):
+        return numpy_classifier.NumpyClassifier(model, pooled)
+    predict = onnxruntime_classifier.ONNXRuntimeClassifier(model, pooled)
+    if path == "onnxruntime":
+        predict.start()
+        if predict.problem:
+            advice = 'pip install -U "mlx-convnextv2[onnxruntime]"'
+            raise ImportError(f"ONNX Runtime cannot be used here ({predict.problem}): {advice}")
+    return predict
+
+
+def make_ready(predict: Callable[[mx.array], mx.array]) -> None:
+    """Let a fused model take from the first image on what is fastest in the long run."""
+    from .onnxruntime_classifier import ONNXRuntimeClassifier
+
+    if isinstance(predict, ONNXRuntimeClassifier):
+        predict.start()
+
+
 def describe(model: ConvNextV2ForImageClassification, predict: Callable[[mx.array], mx.array]) -> str:
     """What computes a fused model: MLX's version and device, the path of the blocks, and the BLAS on a CPU."""
     from ..runtime import mlx_blas
-    from ..runtime.numpy_blas import blas_name
     from .numpy_classifier import NumpyClassifier
+    from .onnxruntime_classifier import ONNXRuntimeClassifier, in_numpy
     from .tuned import Tuned
 
     device = mx.default_device().type
-    if isinstance(predict, NumpyClassifier):
-        how = f"in numpy on {predict.workers} cores, its BLAS {blas_name()}"
+    if isinstance(predict, ONNXRuntimeClassifier):
+        how = str(predict)
+    elif isinstance(predict, NumpyClassifier):
+        how = in_numpy(predict)
     elif isinstance(predict, Tuned):
         how = "by what is right and fastest here for each shape"
     elif device == mx.cpu:

@@ -19,7 +19,7 @@ import mlx.core as mx
 from ..runtime.mlx_blas import warn_if_late
 from . import gpu, plain, trainable
 
-PATHS = ("auto", "plain", "kernel", "numpy")
+PATHS = ("auto", "plain", "kernel", "numpy", "onnxruntime")
 _KERNEL_DTYPES = (mx.float32, mx.float16, mx.bfloat16)
 
 
@@ -72,7 +72,7 @@ def choose(dtype: mx.Dtype, channels: int, path: str | None = None) -> str:
         ValueError: there is no such path.
     """
     if wanted := asked(path):
-        return wanted
+        return "numpy" if wanted == "onnxruntime" else wanted  # it takes whole models alone, see `inference.fuse`
     if mx.default_device().type == mx.gpu:
         return "kernel" if dtype in _KERNEL_DTYPES and channels <= gpu.MOST_CHANNELS else "plain"
     return "numpy" if sys.platform == "linux" else "plain"

@@ -21,8 +21,9 @@ from ..heatmaps.methods import METHODS, check_method, explain_scores
 from ..heatmaps.targets import find_label
 from ..images.decode import NAMELESS, open_image
 from ..inference.classifier import ImageClassifier, softmax
-from ..inference.fuse import fuse
+from ..inference.fuse import fuse, make_ready
 from ..inference.numpy_classifier import NumpyClassifier
+from ..inference.onnxruntime_classifier import ONNXRuntimeClassifier
 from ..messages import sentence
 from ..runtime.threads import available_cpus
 from . import parameters as parse
@@ -55,8 +56,9 @@ class Service:
         self.draining = False
         self._decoders = ThreadPoolExecutor(min(available_cpus(), _MAX_DECODERS), "mlx_convnextv2 decode")
         self._embed: Callable[[mx.array], mx.array] | None = None
-        # numpy is no faster with several pictures at once, and the first of a batch would wait for the last
-        most = 1 if isinstance(classifier.predict, NumpyClassifier) else limits.max_batch
+        make_ready(classifier.predict)
+        # Neither is faster with several pictures at once, and the first of a batch would wait for the last.
+        most = 1 if isinstance(classifier.predict, NumpyClassifier | ONNXRuntimeClassifier) else limits.max_batch
         self.batcher = Batcher(self._compute, most, limits.max_wait, metrics.saw_batch)
 
     @property

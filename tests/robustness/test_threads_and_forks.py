@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -334,3 +335,20 @@ def test_a_hundred_threads_and_forks_never_fail(folders, mlx_folder):
     expected = classifier(PIXELS)
     for _ in range(20 * times):
         assert in_fork(lambda: classifier(PIXELS) == expected) == "True"
+
+
+@forks
+@on_linux
+def test_where_onnx_runtime_computed_numpy_does_in_a_forked_process_which_can_free_what_it_has(mlx_folder):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnxruntime")
+    classifier = ImageClassifier(mlx_folder)
+    classifier.predict = fuse(classifier.model, "onnxruntime")
+    (expected, *_) = classifier(PIXELS)
+
+    def work() -> bool:
+        (answer, *_) = classifier(PIXELS)
+        del classifier.predict
+        gc.collect()
+        return answer["label"] == expected["label"] and abs(answer["score"] - expected["score"]) <= 1e-5
+
+    assert in_fork(work) == "True"
