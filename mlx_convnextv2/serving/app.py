@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -76,6 +77,13 @@ def make_app(
     return Guard(app, access or Access(), metrics, frozenset(route.path for route in routes))
 
 
+class _Json(JSONResponse):
+    """In ASCII, which holds whatever a checkpoint's labels hold, halves of surrogate pairs too."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, allow_nan=False).encode("ascii")
+
+
 class _Endpoints:
     def __init__(self, service: Service, bodies: Bodies, name: str, card: str):
         self._service, self._bodies = service, bodies
@@ -87,30 +95,30 @@ class _Endpoints:
         return Response(content, headers={"Content-Type": kind, "Cache-Control": "no-cache"})
 
     async def classify(self, request: Request) -> Response:
-        return JSONResponse(await self._served(request, self._service.classify))
+        return _Json(await self._served(request, self._service.classify))
 
     async def embed(self, request: Request) -> Response:
-        return JSONResponse({"embedding": await self._served(request, self._service.embed)})
+        return _Json({"embedding": await self._served(request, self._service.embed)})
 
     async def explain(self, request: Request) -> Response:
         explanation, png = await self._served(request, self._service.explain)
         if png is None:
-            return JSONResponse(explanation.to_dict())
-        headers = {"X-Label": quote(explanation.label), "X-Score": f"{explanation.score:.6f}"}
+            return _Json(explanation.to_dict())
+        headers = {"X-Label": quote(explanation.label, errors="replace"), "X-Score": f"{explanation.score:.6f}"}
         return Response(png, media_type="image/png", headers={**headers, "Cache-Control": "no-store"})
 
     async def info(self, request: Request) -> Response:
         inference = self._service.metrics.inference.mean()
         limits = self._service.limits
         known = {"max_body": limits.max_body, "max_pixels": limits.max_pixels}
-        return JSONResponse({**self._info, "limits": known, "seconds_per_batch": inference})
+        return _Json({**self._info, "limits": known, "seconds_per_batch": inference})
 
     async def live(self, request: Request) -> Response:
-        return JSONResponse({"live": True})
+        return _Json({"live": True})
 
     async def health(self, request: Request) -> Response:
         ready = self._service.ready
-        return JSONResponse({"live": True, "ready": ready}, 200 if ready else 503)
+        return _Json({"live": True, "ready": ready}, 200 if ready else 503)
 
     async def metrics(self, request: Request) -> Response:
         service = self._service

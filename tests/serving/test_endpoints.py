@@ -223,3 +223,11 @@ def test_a_count_is_told_in_full():
     counter = Counter("pictures_total", "Pictures.")
     counter.add(amount=1_234_567)
     assert list(counter.lines())[-1] == "mlx_convnextv2_pictures_total 1234567"
+
+
+def test_a_label_that_is_no_text_of_unicode_is_answered_all_the_same():
+    classifier = ImageClassifier(DEMO)
+    classifier.labels[8] = "\ud800"
+    with serving(classifier, name="\udce9") as client:
+        assert client.post("/", DIGIT).json()[0]["label"] == "\ud800"
+        assert client.post("/explain", DIGIT).status == client.get("/info").status == 200
