@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from ..checkpoints.hub import fetch
 from ..files.names import CARD_FILE
 from ..inference.classifier import ImageClassifier
 from .access import access_for, is_local
@@ -47,7 +48,7 @@ def serve(
     Args:
         model: a Hub id, a folder, or an `ImageClassifier`.
         dtype, revision: as for `load`.
-        limits, name: as for `make_app`. The page shows the model card of a folder.
+        limits, name: as for `make_app`. The page shows the model card.
         host, port: where to listen; port 0 takes a free port.
         api_key: the key that clients must send as `Authorization: Bearer KEY`.
         allow_hosts: further names of the server.
@@ -71,8 +72,9 @@ def serve(
     with contextlib.closing(listener):
         card = ""
         if not isinstance(model, ImageClassifier):
-            card = _read_card(Path(model))
-            model = ImageClassifier(model, dtype=dtype, revision=revision)
+            folder = fetch(model, revision=revision, card=True)
+            card = _read_card(folder)
+            model = ImageClassifier(folder, dtype=dtype)
         app = make_app(model, limits, access, name=name, card=card)
         address = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
         asyncio.run(make_server(app, limits, lambda: on_start(address)).serve(sockets=[listener]))
@@ -99,7 +101,7 @@ def make_server(app: ASGIApp, limits: Limits, on_start: Callable[[], None] = lam
 
 
 def _read_card(folder: Path) -> str:
-    """The model card of a local folder, or an empty text."""
+    """The folder's model card, or an empty text."""
     try:
         with open(folder / CARD_FILE, encoding="utf-8", errors="replace") as file:
             return file.read(_MOST_OF_A_CARD)

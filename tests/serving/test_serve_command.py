@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +13,9 @@ import pytest
 from conftest import ROOT
 from serving_client import DIGIT, Client
 
+from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.serve import main
+from mlx_convnextv2.serving import server
 
 
 @pytest.fixture
@@ -87,6 +90,19 @@ def test_a_port_in_use_is_said_before_a_model_is_loaded(capsys):
 def test_a_model_that_is_not_there_is_one_sentence(capsys, tmp_path):
     assert main(["--model", str(tmp_path / "nothing"), "--port", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_model_of_the_hub_brings_its_card(monkeypatch, tmp_path):
+    shutil.copytree(DEMO, tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("# From the Hub")
+
+    def make_app(*_, card, **__):
+        raise ValueError(card)
+
+    monkeypatch.setattr(server, "fetch", lambda *_, card, **__: tmp_path / "model")
+    monkeypatch.setattr(server, "make_app", make_app)
+    with pytest.raises(ValueError, match="# From the Hub"):
+        server.serve("owner/name", port=0)
 
 
 @pytest.mark.parametrize("arguments", [["--demo", "--model", "m"], ["--port", "70000"], ["--port", "x"], ["cat.jpg"]])
