@@ -29,6 +29,7 @@ from mlx.utils import tree_flatten
 from PIL import Image
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
+from mlx_convnextv2.ops import tuning
 
 # Before MLX multiplies anything: on Apple's M5 and on CUDA it would round the factors of float32 products.
 os.environ["MLX_ENABLE_TF32"] = "0"
@@ -141,6 +142,33 @@ def photo() -> Image.Image:
 def copy(hf_folder, tmp_path) -> Path:
     """`small_model` as a Hugging Face checkpoint that a test may change, alone in a folder."""
     return Path(shutil.copytree(hf_folder, tmp_path / "sources" / "copy"))
+
+
+@pytest.fixture(params=["proof", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Callable[[], contextlib.AbstractContextManager[None]]]:
+    """How kernels are run: a context to call them in, which executes their text here, or a GPU's."""
+    if request.param == "proof":
+        proof.require_compiler()
+        yield proof.executed
+        return
+    if not (mx.metal.is_available() or mx.cuda.is_available()):
+        pytest.skip("MLX has no GPU here")
+    before = mx.default_device()
+    mx.set_default_device(mx.gpu)
+    yield contextlib.nullcontext
+    mx.set_default_device(before)
+
+
+@pytest.fixture
+def nothing_tuned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Nothing is known of any kernel yet, neither on this machine nor in this process."""
+    monkeypatch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path / "cache"))
+    for name in ("MLX_CONVNEXTV2_OPS", "MLX_CONVNEXTV2_TUNE"):
+        monkeypatch.delenv(name, raising=False)
+    shared = tuning.shared  # which a test may replace
+    shared.cache_clear()
+    yield
+    shared.cache_clear()
 
 
 @pytest.fixture

@@ -35,22 +35,26 @@ def tile_name(rows: int, columns: int) -> str:
     return f"kernel {rows}x{columns}"
 
 
-@cache
 def depthwise(name: str) -> Callable[..., Any]:
     """(x, taps, bias, norm_weight, norm_bias, eps, residual_bias) -> normed and residual, (N, H, W, C) each."""
     if name in (PLAIN, COMPILED):
-        return mx.compile(_plain_depthwise) if name == COMPILED else _plain_depthwise
+        return _compiled(mx.compile, _plain_depthwise) if name == COMPILED else _plain_depthwise
     rows, columns = name.removeprefix("kernel ").split("x")
     return partial(gpu.depthwise_layer_norm_residual, tile=(int(rows), int(columns)))
 
 
-@cache
 def gelu_grn(name: str) -> Callable[[mx.array, mx.array], Activations]:
     """(hidden, weight) -> activations and factors."""
     if name in (PLAIN, COMPILED):
-        return mx.compile(_plain_gelu_grn) if name == COMPILED else _plain_gelu_grn
+        return _compiled(mx.compile, _plain_gelu_grn) if name == COMPILED else _plain_gelu_grn
     enough = gpu.MANY_STRIPS if name.endswith(MORE_STRIPS) else gpu.ENOUGH_STRIPS
     return partial(_gelu_and_factors if name.startswith(ON_WEIGHT) else _gelu_scaled, enough=enough)
+
+
+@cache
+def _compiled(compiler: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled once, as the next trial would trace it again."""
+    return compiler(function)
 
 
 def depthwise_trial(shape: tuple[int, ...], dtype: mx.Dtype, rule: str, chain: Chain, form: str = "") -> Trial:

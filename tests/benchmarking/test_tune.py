@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -15,19 +14,9 @@ from mlx_convnextv2.benchmarking.findings import TunedOperation
 from mlx_convnextv2.benchmarking.report import Report
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.inference.fuse import chosen_operations
-from mlx_convnextv2.ops import candidates, gpu, trials, tuning
+from mlx_convnextv2.ops import gpu, trials
 
-CACHES = (tuning.shared, candidates.depthwise, candidates.gelu_grn)
-
-
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path / "cache"))
-    for cached in CACHES:
-        cached.cache_clear()
-    yield
-    for cached in CACHES:
-        cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("nothing_tuned")
 
 
 @pytest.fixture

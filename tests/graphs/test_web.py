@@ -11,8 +11,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from browser import Browser, find_chromium
 from conftest import ROOT
-from serving.browser import Browser, find_chromium
 
 pytest.importorskip("onnx", reason="needs the extra onnx")
 

@@ -7,8 +7,7 @@ import gc
 import io
 import json
 import warnings
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -38,20 +37,9 @@ from mlx_convnextv2.ops.tuning import Tuner, WrongKernelWarning
 SMALL: dict[str, Any] = {"hidden_sizes": [4, 6], "depths": [1, 2], "num_stages": 2}
 BLOCKS = 3
 SHAPE = (2, 24, 20, 3)  # features 2x6x5x4 and 2x3x2x6
-CACHES = (tuning.shared, candidates.depthwise, candidates.gelu_grn)
 
 
-@pytest.fixture(autouse=True)
-def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Nothing is known yet, neither on this machine nor in this process."""
-    monkeypatch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("MLX_CONVNEXTV2_OPS", raising=False)
-    monkeypatch.delenv("MLX_CONVNEXTV2_TUNE", raising=False)
-    for cached in CACHES:
-        cached.cache_clear()
-    yield
-    for cached in CACHES:
-        cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("nothing_tuned")
 
 
 @pytest.fixture

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import mlx.core as mx
 import proof
 import pytest
+from kernel_cases import DTYPES
 
 from mlx_convnextv2.ops import candidates, gpu
 from mlx_convnextv2.ops.candidates import depthwise_trial, gelu_grn_trial
 from mlx_convnextv2.ops.proving import prove, uses_tf32
 from mlx_convnextv2.ops.trials import Trial
 
-DTYPES = (mx.float32, mx.float16, mx.bfloat16)
-
 
 @pytest.fixture(autouse=True)
-def _without_a_compiler_of_mlxs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """On a CPU mx.compile would run g++ for seconds. No candidate outlives the kernels that a test replaces."""
-    candidates.depthwise.cache_clear()
-    candidates.gelu_grn.cache_clear()
+def _without_a_compiler_of_mlxs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU mx.compile would run g++ for seconds."""
     if mx.default_device().type == mx.cpu:
         monkeypatch.setattr(mx, "compile", lambda function: function)
-    yield
-    candidates.depthwise.cache_clear()
-    candidates.gelu_grn.cache_clear()
 
 
 def no_chain(*_: object) -> Callable[[], None]:
@@ -42,8 +37,7 @@ def trials(dtype: mx.Dtype) -> list[Trial]:
 
 def reasons(trial: Trial) -> dict[str, str | None]:
     return {
-        name: prove(lambda name=name: trial.results(name), trial.expected(), trial.allowed(name))
-        for name in trial.candidates
+        name: prove(partial(trial.results, name), trial.expected(), trial.allowed(name)) for name in trial.candidates
     }
 
 
@@ -98,7 +92,7 @@ def test_the_number_of_strips_changes_no_more_than_the_order_of_a_sum() -> None:
     for activations, sums in results:
         assert mx.array_equal(activations, results[0][0])
         assert mx.allclose(sums.sum(axis=1), results[0][1].sum(axis=1), rtol=1e-6)
-    assert mx.array_equal(*scaled)
+    assert mx.array_equal(scaled[0], scaled[1])
 
 
 def test_more_strips_are_a_candidate_where_there_are_pixels_for_them() -> None:

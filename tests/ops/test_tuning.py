@@ -26,9 +26,7 @@ DEPTHWISE = Operation("depthwise", (1, 8, 8, 4), "float32")
 RIGHT = mx.array([1.0, 2.0, -4.0])
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MLX_CONVNEXTV2_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("nothing_tuned")
 
 
 def does_not_compile() -> Any:
@@ -109,15 +107,20 @@ class TestProve:
             warnings.simplefilter("error")
             assert use(device, measures=False).choice == "plain"
         assert device.ran == []
+        candidate = Device(broken={"kernel 1x2": BROKEN[fault][0]})  # nor does it win by its speed
+        candidate.seconds["kernel 1x2"] = 1e-6
+        with pytest.warns(WrongKernelWarning, match="kernel 1x2"):
+            verdict = use(candidate, machine={**MACHINE, "device": "another"})
+        assert verdict.choice == "kernel 4x4"
+        assert "kernel 1x2" not in verdict.seconds
 
-    @pytest.mark.parametrize("changed", MACHINE)
-    def test_it_is_tried_again_when_something_changes(self, changed: str, no_warning) -> None:
+    def test_it_is_tried_again_when_something_changes(self, no_warning) -> None:
         with pytest.warns(WrongKernelWarning):
             use(Device(broken={"kernel 4x4": BROKEN["is wrong"][0]}), measures=False)
-        mended = Device()
-        verdict = use(mended, measures=False, machine={**MACHINE, changed: "2"})
-        assert verdict.choice == "kernel 4x4"
-        assert mended.ran == ["kernel 4x4"]
+        for changed in MACHINE:
+            mended = Device()
+            assert use(mended, measures=False, machine={**MACHINE, changed: "2"}).choice == "kernel 4x4"
+            assert mended.ran == ["kernel 4x4"]
 
     def test_a_kernel_that_is_right_is_tried_once(self, no_warning) -> None:
         device = Device()
@@ -128,17 +131,11 @@ class TestProve:
     def test_however_many_fail_there_is_one_warning(self) -> None:
         device = Device(broken=dict.fromkeys(NAMES[:3], BROKEN["is wrong"][0]))
         tuner = device.tuner()
-
-        def use_both() -> set[str]:
-            operations = [Operation("depthwise", (1, side, side, 4), "float32") for side in (8, 4)]
-            choices = set()
-            for operation in operations:
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            for side in (8, 4):
                 with tuner.session():
-                    choices.add(tuner.measure(device.trial(operation)).choice)
-            return choices
-
-        with pytest.warns(WrongKernelWarning) as warned:
-            assert use_both() == {"plain"}
+                    assert tuner.measure(device.trial(Operation("d", (1, side, side, 4), "float32"))).choice == "plain"
         assert len(warned) == 1
         assert "and 2 more like it" in str(warned[0].message)
 
@@ -171,27 +168,14 @@ class TestMeasure:
         assert use(device).choice == fastest  # the next process reads it
         assert device.ran == device.said == []
 
-    @pytest.mark.parametrize("rule", NAMES)
-    def test_a_tie_goes_to_the_rule(self, rule: str) -> None:
+    def test_a_tie_goes_to_the_rule_or_to_the_first(self) -> None:
         device = Device()
-        for name in NAMES:
-            device.seconds[name] *= 1.02 if name == rule else 1
-        assert use(device, device.trial(rule=rule)).choice == rule
-
-    def test_a_tie_without_the_rule_goes_to_the_first(self) -> None:
+        device.seconds["compiled"] *= 1.02
+        assert use(device, device.trial(rule="compiled")).choice == "compiled"
         device = Device(broken={"kernel 4x4": BROKEN["is wrong"][0]})
         device.seconds["plain"] *= 0.99
         with pytest.warns(WrongKernelWarning):
-            assert use(device).choice == "kernel 1x2"
-
-    @pytest.mark.parametrize("fault", BROKEN)
-    def test_a_broken_candidate_does_not_win_by_its_speed(self, fault: str) -> None:
-        device = Device(broken={"kernel 1x2": BROKEN[fault][0]})
-        device.seconds["kernel 1x2"] = 1e-6
-        with pytest.warns(WrongKernelWarning, match="kernel 1x2"):
-            verdict = use(device)
-        assert verdict.choice == "kernel 4x4"
-        assert "kernel 1x2" not in verdict.seconds
+            assert use(device, again=True).choice == "kernel 1x2"
 
     def test_a_candidate_that_fails_in_the_chain_is_out(self) -> None:
         device = Device()
@@ -233,13 +217,6 @@ class TestMeasure:
 
         device.chain = disturbed  # type: ignore[method-assign]
         assert use(device).choice == "kernel 1x2"
-
-    def test_turned_off_it_measures_nothing_and_proves_all_the_same(self) -> None:
-        device = Device(broken={"kernel 4x4": BROKEN["is wrong"][0]})
-        device.seconds["kernel 1x2"] /= 2
-        with pytest.warns(WrongKernelWarning):
-            assert use(device, measures=False).choice == "plain"
-        assert device.ran == ["kernel 4x4"]
 
     def test_again_measures_what_is_known(self) -> None:
         device = Device()
@@ -388,13 +365,10 @@ def be_killed_in(what: str) -> None:
     use(device)
 
 
-@pytest.mark.parametrize(("value", "expected"), [("", None), ("0", False), ("1", True)])
-def test_the_variable_turns_it_off_or_on(value: str, expected: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", value)
-    assert tuning.measuring() is expected
-
-
-def test_another_value_of_the_variable_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_variable_turns_it_off_or_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, expected in (("", None), ("0", False), ("1", True)):
+        monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", value)
+        assert tuning.measuring() is expected
     monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", "yes")
     with pytest.raises(ValueError, match="MLX_CONVNEXTV2_TUNE must be 0 or 1, not 'yes'"):
         tuning.measuring()

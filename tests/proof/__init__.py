@@ -35,7 +35,11 @@ FLAGS = ("-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Wconversion", "-Werro
 # Attributes of Metal, which C++ may ignore.
 _KERNEL_FLAGS = ("-Wno-attributes", "-Wno-unused-parameter", "-Wno-unknown-pragmas")
 folder: Path | None = None  # where programs are compiled, which tests set
-_NUMPY = {mx.float32: np.dtype(np.float32), mx.float16: np.dtype(np.float16), mx.bfloat16: np.dtype(np.uint16)}
+_NUMPY: dict[mx.Dtype, Any] = {
+    mx.float32: np.dtype(np.float32),
+    mx.float16: np.dtype(np.float16),
+    mx.bfloat16: np.dtype(np.uint16),
+}
 
 
 class FaultError(Exception):

@@ -32,7 +32,7 @@ def execute(
     spec = model.get_spec()
     program = load_program(spec, spec.specificationVersion, model.weights_dir)
     function = program.functions["main"]
-    values: dict[str, np.ndarray] = {} if watch is None else watch
+    values: dict[str, Any] = {} if watch is None else watch
     for name, variable in function.inputs.items():
         assert inputs[name].dtype == np.float32
         assert all(

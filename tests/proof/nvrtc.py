@@ -9,6 +9,7 @@ import ctypes
 import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 from mlx_convnextv2.ops import gpu
 
@@ -54,7 +55,7 @@ def compile_to_ptx(text: str) -> str:
     return _read(library.nvrtcGetPTXSize, library.nvrtcGetPTX, program)
 
 
-def _read(get_size: ctypes._CFuncPtr, get: ctypes._CFuncPtr, program: ctypes.c_void_p) -> str:
+def _read(get_size: Any, get: Any, program: ctypes.c_void_p) -> str:
     size = ctypes.c_size_t()
     get_size(program, ctypes.byref(size))
     buffer = ctypes.create_string_buffer(size.value)
