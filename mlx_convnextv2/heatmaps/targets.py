@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
-from ..messages import LINE, short
+from ..messages import LINE, short, some
 from ..model.config import ConvNextV2Config
 from ..model.labels import class_labels
 
@@ -65,8 +65,8 @@ def find_label(names: Sequence[str], wanted: int | str) -> int:
     if isinstance(wanted, str):
         found = _named(names, wanted)
         if len(found) > 1:
-            some = " and ".join(f"{index} ({names[index]})" for index in found[:2])
-            raise ValueError(f"several labels are called {short(wanted)}: give the index instead, such as {some}")
+            two = " and ".join(f"{index} ({names[index]})" for index in found[:2])
+            raise ValueError(f"several labels are called {short(wanted)}: give the index instead, such as {two}")
         if found:
             return found[0]
         if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 10):
@@ -74,7 +74,7 @@ def find_label(names: Sequence[str], wanted: int | str) -> int:
                 [word for name in names for word in _words(name)] if len(wanted) <= LINE else []
             )  # no endless search
             near = difflib.get_close_matches(wanted.lower(), words, 3)
-            hint = f": did you mean {', '.join(map(short, near))}?" if near else ": give a label of this model"
+            hint = f": did you mean {', '.join(map(short, near))}?" if near else f": this model has {some(names, 3)}"
             raise ValueError(f"no label is called {short(wanted)}{hint}")
         wanted = int(wanted)
     elif isinstance(wanted, bool) or not isinstance(wanted, int | np.integer):

@@ -20,7 +20,7 @@ def test_a_label_has_a_name_a_synonym_or_an_index(wanted, index):
     [
         ("crane", "several labels are called 'crane': give the index instead, such as 1 .crane. and 3 .crane."),
         ("taby", "no label is called 'taby': did you mean 'tabby'"),
-        ("", "no label is called ''"),
+        ("", "no label is called '': this model has tench, Tinca tinca, crane, tabby, tabby cat and 3 more"),
         ("6", "labels 0 to 5, but no 6"),
         ("²", "no label is called"),
         ("9" * 5000, "no label is called"),
@@ -40,5 +40,5 @@ def test_what_is_no_label_is_a_type_error(wanted):
 
 
 def test_what_is_longer_than_a_name_is_not_compared_with_each():
-    with pytest.raises(ValueError, match="give a label of this model"):
+    with pytest.raises(ValueError, match="this model has "):
         find_label(["x" * 300], "x" * 299)
