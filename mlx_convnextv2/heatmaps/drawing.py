@@ -57,6 +57,7 @@ def _tint(band: np.ndarray, grey: np.ndarray, heat: Image.Image, box: Box, top: 
     """Colour in place what the map covers of a band (rows, W, 3), which begins at row `top` of the picture."""
     left, first, right, last = (round(edge) for edge in box)
     first, last = max(first, top), min(last, top + len(band))
+    left, right = max(left, 0), min(right, band.shape[1])
     if first >= last or left >= right:
         return
 

@@ -93,6 +93,7 @@ def test_what_is_outside_of_the_box_is_dark_and_untinted():
     assert not tinted[:, 80:].any()
     pixels = np.asarray(drawn).astype(int)
     assert pixels[:, :20].mean() < pixels[:, 20:80].mean() - 40
+    assert is_tinted(overlay(Image.new("RGB", (100, 60), "white"), np.ones((4, 4)), (-9, -9, 120, 90))).all()
 
 
 def test_rows_that_fill_no_patch_are_not_covered():
