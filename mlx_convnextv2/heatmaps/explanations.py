@@ -104,22 +104,16 @@ def explain_images(
     against = against if against in (None, "mean") else find_label(names, against)
     if label is not None and label == against:
         raise ValueError(f"the label {printable(names[label])} cannot be compared with itself: choose another one")
+    options = {"label": label, "against": against, "layer": layer, "method": method}
     if not isinstance(images, list | tuple):  # an iterator may be a camera: one picture at a time
-        return _explain_images(classifier, images, 1, 1, label, against, layer, method)
+        return _explain_images(classifier, images, 1, 1, options)
     opened = [id(image) for image in images if not isinstance(image, str | os.PathLike | np.ndarray)]
     workers = available_cpus() if len(set(opened)) == len(opened) else 1  # two may not read one open file at once
-    return _explain_images(classifier, images, workers, classifier.batch_size, label, against, layer, method)
+    return _explain_images(classifier, images, workers, classifier.batch_size, options)
 
 
 def _explain_images(
-    classifier: ImageClassifier,
-    images: Iterable[Any],
-    workers: int,
-    batch_size: int,
-    label: int | None,
-    against: int | str | None,
-    layer: str | None,
-    method: str | None,
+    classifier: ImageClassifier, images: Iterable[Any], workers: int, batch_size: int, options: dict[str, Any]
 ) -> Iterator[Explanation]:
     def explained(waiting: list[tuple[Explanation, np.ndarray | None]]) -> list[Explanation]:
         """The batch with its maps filled in."""
@@ -127,7 +121,7 @@ def _explain_images(
         readable = [(result, array) for result, array in waiting if array is not None]
         if readable:
             pixel_values = mx.array(np.stack([array for _, array in readable]))
-            _fill(classifier, [result for result, _ in readable], pixel_values, label, against, layer, method)
+            _fill(classifier, [result for result, _ in readable], pixel_values, options)
         return results
 
     ahead = batch_size + workers if batch_size > 1 else 1
@@ -181,25 +175,20 @@ def _prepare(classifier: ImageClassifier, result: Explanation) -> tuple[Explanat
 
 
 def _fill(
-    classifier: ImageClassifier,
-    results: list[Explanation],
-    pixel_values: mx.array,
-    label: int | None,
-    against: int | str | None,
-    layer: str | None,
-    method: str | None,
+    classifier: ImageClassifier, results: list[Explanation], pixel_values: mx.array, options: dict[str, Any]
 ) -> None:
     """Explain pixel_values (N, H, W, C) and fill in the results."""
     names, config = classifier.labels, classifier.model.config
-    explained = explain_scores(classifier.model, pixel_values, label, against=against, layer=layer, method=method)
-    maps, logits = np.array(explained[0]), np.array(explained[1])  # (N, h, w), (N, num_labels)
-    values = np.array(explained[2].score(explained[1]))  # (N,)
+    heat_maps, scores, target = explain_scores(classifier.model, pixel_values, **options)
+    # (N, h, w), (N, num_labels) and (N,)
+    maps, logits, values = (np.array(array) for array in (heat_maps, scores, target.score(scores)))
+    against = options["against"]
     for i, result in enumerate(results):
         if not np.isfinite(logits[i]).all() or not np.isfinite(maps[i]).all():
             problem = "its scores are not finite: the model's weights are damaged, or too large for its dtype"
             result.error = naming(ValueError(problem), result.image)
             continue
-        index = explained[2].labels[i]
+        index = target.labels[i]
         result.label, result.index, result.score = names[index], index, float(softmax(logits[i])[index])
         result.against = names[against] if isinstance(against, int) else against
         result.value, result.heat_map = float(values[i]), maps[i]
