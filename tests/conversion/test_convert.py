@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,7 @@ import pytest
 from checkpoint_files import (
     DTYPES,
     INDEX,
-    SHARD_BYTES,
     WEIGHTS,
-    assert_same_weights,
     change,
     content,
     edit_json,
@@ -95,12 +92,6 @@ def classify(run, photo, tmp_path):
         return json.loads(result.stdout)["predictions"]
 
     return classify
-
-
-def test_shards_are_converted(convert, tmp_path, small_model, small_processor, out):
-    save(small_model, tmp_path / "shards", small_processor, format="huggingface", max_shard_bytes=SHARD_BYTES)
-    assert convert(tmp_path / "shards", out).returncode == 0
-    assert_same_weights(load(out)[0], small_model)
 
 
 def test_a_source_without_a_preprocessor_file_is_a_warning_and_the_result_has_one(convert, source, out):
@@ -191,14 +182,12 @@ BAD_SOURCES: dict[str, tuple[Callable[[Path], object], list[str]]] = {  # what i
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), [WEIGHTS]),
     "no PyTorch file": (lambda folder: (folder / WEIGHTS).rename(folder / "pytorch_model.bin"), ["pytorch_model.bin"]),
-    "config no JSON": (file("config.json", b"depths: [1, 2]"), ["config.json", "JSON"]),
     "processor no JSON": (file("preprocessor_config.json", b"{"), ["preprocessor_config.json", "JSON"]),
     "processor unknown": (
         lambda folder: edit_json(folder / "preprocessor_config.json", do_flip=True),
         ["preprocessor_config.json", "do_flip"],
     ),
     "convnext v1": (lambda folder: edit_json(folder / "config.json", model_type="convnext"), ["'convnext'"]),
-    "truncated": (lambda folder: os.truncate(folder / WEIGHTS, 60_000), CORRUPT),
     "an HTML page": (file(WEIGHTS, b"<!DOCTYPE html><html><body>Sign in</body></html>"), CORRUPT),
     "a Git LFS pointer": (file(WEIGHTS, POINTER), [WEIGHTS]),
     "missing": (
@@ -302,11 +291,11 @@ def test_the_source_is_never_replaced_by_its_conversion(convert, source, target)
         assert content(source) == before
 
 
-@pytest.mark.parametrize("name", ["", "."])
-def test_the_current_folder_is_not_replaced_under_the_user_even_if_it_is_empty(convert, hf_folder, tmp_path, name):
+def test_the_current_folder_is_not_replaced_under_the_user_even_if_it_is_empty(convert, hf_folder, tmp_path):
     (tmp_path / "here").mkdir()
     before = (tmp_path / "here").stat().st_ino
-    assert_fails(convert(hf_folder, name, cwd=tmp_path / "here"))
+    for name in ("", "."):
+        assert_fails(convert(hf_folder, name, cwd=tmp_path / "here"))
     assert list((tmp_path / "here").iterdir()) == []
     assert (tmp_path / "here").stat().st_ino == before
 

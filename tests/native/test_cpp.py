@@ -57,7 +57,7 @@ def build(folder: Path, *options: str, targets: tuple[str, ...] = ("all",)) -> P
         ["-S", SOURCE, "-B", folder, python, "-DCONVNEXTV2_TESTS=ON", *options],
         ["--build", folder, "--parallel", "--target", *targets],
     ):
-        done = subprocess.run([tool("cmake"), *command], capture_output=True, text=True)
+        done = program(tool("cmake"), *command)
         assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -138,8 +138,7 @@ def test_the_demo_gets_python_s_labels(bits: int | None, built: Path, run, tmp_p
 @pytest.mark.parametrize("bits", [None, 8, 4])
 @pytest.mark.parametrize("size", ["atto", "tiny"])
 def test_random_checkpoints_get_python_s_labels(size: str, bits: int | None, built: Path, run, tmp_path: Path) -> None:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
-    randomize(model)
+    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size)))
     model.classifier.weight = model.classifier.weight * 0.2  # or one class would take all of the probability
     quantized = ["-q", "--q-bits", bits] if bits else []
     save(model, tmp_path / "float32", ConvNextImageProcessor(size=224))
@@ -170,8 +169,7 @@ def test_random_checkpoints_get_python_s_labels(size: str, bits: int | None, bui
 def test_images_are_prepared_as_the_description_says(
     processor: ConvNextImageProcessor, built: Path, tmp_path: Path
 ) -> None:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7))
-    randomize(model)
+    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7)))
     save(model, tmp_path / "checkpoint", processor)
     export_model(model, processor, tmp_path / "graph")
     images = [tmp_path / f"{i}.ppm" for i in range(3)]
@@ -259,7 +257,7 @@ def test_fifty_shapes_are_resized_to_pillow_s_pixels(resample: int, prepare: Cal
         processor = ConvNextImageProcessor(
             size=int(random.choice([32, 99, 224, 384])),
             crop_pct=float(random.choice([0.8, 0.875, 0.95, 1.0])),
-            crop_mode=random.choice([None, "center", "squash"]),
+            crop_mode=[None, "center", "squash"][random.randint(3)],
             resample=resample,
         )
         image = noise(width, height, i)
@@ -273,13 +271,6 @@ def test_a_strip_is_refused_as_in_python(size: tuple[int, int], prepare: Callabl
     for resize, status in ((processor.resize, ""), (lambda strip: prepare(strip, processor), f"{BAD_IMAGE} ")):
         with pytest.raises(ValueError, match=f"^{status}an image of {size[0]} x {size[1]} pixels is too narrow"):
             resize(image)
-
-
-def test_sizes_that_need_no_resizing_keep_their_pixels(prepare: Callable[..., np.ndarray]) -> None:
-    image = noise(96, 64)
-    processor = ConvNextImageProcessor(size=64, crop_pct=1)
-    assert np.array_equal(prepare(image, processor), np.asarray(image.crop((16, 0, 80, 64))))
-    assert np.array_equal(prepare(image, processor), np.asarray(processor.resize(image)))
 
 
 def test_hamming_s_constants_are_pillow_s(prepare: Callable[..., np.ndarray]) -> None:
@@ -388,13 +379,14 @@ def test_every_field_is_needed_and_checked(
 def test_a_damaged_graph_never_reaches_mlx(how: str, built: Path, demo_graph: Path, tmp_path: Path) -> None:
     folder = changed(demo_graph, tmp_path / "graph")
     graph = folder / "model.mlxfn"
-    content = bytearray(graph.read_bytes())
-    content[len(content) // 2] ^= 1
+    content = graph.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     graph.unlink()
     if how == "folder":
         graph.mkdir()
     elif how != "lost":
-        graph.write_bytes({"cut": content[:1000], "emptied": b"", "flipped": content}[how])
+        graph.write_bytes({"cut": content[:1000], "emptied": b"", "flipped": flipped}[how])
     status, sentence = opened(built, folder)
     assert status == (NOT_FOUND if how in ("lost", "folder") else DAMAGED)
     assert "model.mlxfn" in sentence
@@ -572,7 +564,7 @@ def test_threads_get_the_right_answers_without_a_race(demo_graph: Path, tmp_path
     built = sanitized(tmp_path / "tsan", "thread", "threads")
     export_model(small_model, ConvNextImageProcessor(size=32), tmp_path / "graph", batches=[1])
     options = f"suppressions={SOURCE / 'tests' / 'tsan.supp'} halt_on_error=1"
-    command = [built / "threads", demo_graph, tmp_path / "graph"]
+    command: list[str | Path] = [built / "threads", demo_graph, tmp_path / "graph"]
     if sys.platform == "linux":  # some kernels place memory where the sanitizer does not expect it
         command = [tool("setarch"), "-R", *command]
     done = program(*command, env={**os.environ, "TSAN_OPTIONS": options})
@@ -581,12 +573,11 @@ def test_threads_get_the_right_answers_without_a_race(demo_graph: Path, tmp_path
 
 def test_nothing_leaks(built: Path, built_with_address_sanitizer: Path, demo_graph: Path, tmp_path: Path) -> None:
     broken = changed(demo_graph, tmp_path / "broken", outputs=[PROBABILITIES])
-    command = ["lifetime", demo_graph, broken]
-    done = program(built_with_address_sanitizer / command[0], *command[1:], 5)
+    done = program(built_with_address_sanitizer / "lifetime", demo_graph, broken, 5)
     assert done.returncode == 0, done.stderr
     if sys.platform == "linux":
         weights = (demo_graph / "model.mlxfn").stat().st_size
-        grown = int(program(built / command[0], *command[1:], 100).stdout)
+        grown = int(program(built / "lifetime", demo_graph, broken, 100).stdout)
         assert grown < 10 * weights  # of 300 times that they were loaded
 
 

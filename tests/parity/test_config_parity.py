@@ -59,17 +59,6 @@ def test_fields_follow_from_one_another_as_there(keywords, assigned):
     assert values(ConvNextV2Config.from_dict(json.loads(theirs.to_json_string()))) == values(theirs)
 
 
-NONSENSE = [("out_features", ["stage9"]), ("out_features", ["stage1", "stage1"]), ("out_indices", [9])]
-NONSENSE += [("out_features", ["stage2", "stage1"]), ("out_indices", [4, -1]), ("out_indices", [2, 1])]
-
-
-@pytest.mark.parametrize(("name", "value"), NONSENSE, ids=str)
-def test_stages_that_make_no_sense_are_errors_in_both(name, value):
-    for config in (ConvNextV2Config(), transformers.ConvNextV2Config()):
-        with pytest.raises(ValueError, match=r"out_(features|indices)"):
-            setattr(config, name, value)
-
-
 EVERYTHING = ConvNextV2Config(
     num_channels=1,
     patch_size=[2, 3],

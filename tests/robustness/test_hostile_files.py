@@ -141,13 +141,6 @@ def test_half_a_character_in_a_label_is_converted(copy, tmp_path):
     assert load(tmp_path / "out")[0].config.id2label[3] == "\ud800"
 
 
-@pytest.mark.parametrize("key", ["input_size", "mean", "std"])
-def test_a_timm_config_without_a_value_that_is_needed_is_named(timm_copy, key):
-    put(timm_copy / "config.json", ("pretrained_cfg", key), None)
-    message = outcome(load, timm_copy)
-    assert message is None or (key in message and str(timm_copy) in message)  # a default is as good
-
-
 def test_timm_s_labels_are_a_list_or_a_map_and_its_descriptions_stand_for_them(timm_copy):
     names = [f"n{i}" for i in range(7)]
     for value in (names, dict(enumerate(names))):
@@ -204,9 +197,8 @@ def test_deep_nesting_that_can_be_read_can_be_converted_or_is_a_sentence(copy, t
         outcome(convert, copy, tmp_path / str(depth))
 
 
-@pytest.mark.parametrize("entry", ["{}", "null", '{"bits": 4}', '{"group_size": 32.0, "bits": 4.0, "mode": "affine"}'])
-def test_a_quantization_entry_of_unquantized_weights_is_no_obstacle_and_no_claim(copy, tmp_path, entry):
-    put(copy / "config.json", ("quantization",), entry)
+def test_a_quantization_entry_of_unquantized_weights_is_no_obstacle_and_no_claim(copy, tmp_path):
+    put(copy / "config.json", ("quantization",), '{"group_size": 32.0, "bits": 4.0, "mode": "affine"}')
     message = outcome(convert, copy, tmp_path / "out")
     assert message is None or "quantization" in message
     assert message is not None or "quantized" not in (tmp_path / "out" / "README.md").read_text()
@@ -368,19 +360,6 @@ def all_stages_deep(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**values, "stage_names": None}))
 
 
-def nested_lists(folder: Path) -> None:
-    """Valid JSON just below the size that is read."""
-    put(folder / "config.json", ("kept",), "[" + ",".join(["[[[[[]]]]]"] * 340_000) + "]")
-
-
-def a_million_labels(folder: Path) -> None:
-    put(folder / "config.json", ("id2label",), json.dumps({str(i): str(i) for i in range(10**6)}))
-
-
-def card(licence: bytes) -> Callable[[Path], object]:
-    return lambda folder: (folder / "README.md").write_bytes(b"---\nlicense: " + licence + b"\n---\n")
-
-
 def a_header_of_90_megabytes(folder: Path) -> None:
     entry = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     write_parts(folder / "model.safetensors", b"{" + b",".join(entry % i for i in range(1_600_000)) + b"}", b"")
@@ -398,8 +377,6 @@ def an_index_of_a_million_shards(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-# Nine times nine ... lists of one another, 9**9 letters when written out.
-ALIASES = "\n".join(["a0: &a0 x", *(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10))])
 # (what is done to the checkpoint, whether it can be converted in spite of it)
 HEAVY: dict[str, tuple[Callable[[Path], object], bool]] = {
     "config_of_holes": (lambda f: os.truncate(f / "config.json", 10 * BIG), False),
@@ -407,16 +384,19 @@ HEAVY: dict[str, tuple[Callable[[Path], object], bool]] = {
     "config_of_lists": (lambda f: (f / "config.json").write_bytes(b"[" + b"[]," * (BIG // 3) + b"0]"), False),
     "preprocessor_of_holes": (lambda f: os.truncate(f / "preprocessor_config.json", 10 * BIG), False),
     "all_stages_deep": (all_stages_deep, False),
-    "nested_lists": (nested_lists, False),
-    "a_million_labels": (a_million_labels, False),
+    "nested_lists": (  # valid JSON just below the size that is read
+        lambda f: put(f / "config.json", ("kept",), "[" + ",".join(["[[[[[]]]]]"] * 340_000) + "]"),
+        False,
+    ),
+    "a_million_labels": (
+        lambda f: put(f / "config.json", ("id2label",), json.dumps({str(i): str(i) for i in range(10**6)})),
+        False,
+    ),
     "a_header_of_90_megabytes": (a_header_of_90_megabytes, False),
     "a_header_length_of_a_gigabyte": (a_header_length_of_a_gigabyte, False),
     "an_index_of_a_million_shards": (an_index_of_a_million_shards, False),
-    "card_of_50_megabytes": (card(b"x" * 50_000_000), True),
-    "card_of_a_long_list": (card(b"[" + b"a," * 400_000 + b"a]"), True),
-    "card_of_brackets": (card(b"[" * 1_000_000), True),
-    "card_of_aliases": (
-        lambda f: (f / "README.md").write_text(f"---\n{ALIASES}\nlicense: *a9\n---\n"),
+    "card_of_50_megabytes": (
+        lambda f: (f / "README.md").write_bytes(b"---\nlicense: " + b"[" * 50_000_000 + b"\n---\n"),
         True,
     ),
 }

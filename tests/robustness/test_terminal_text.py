@@ -200,8 +200,8 @@ def test_a_processors_values_are_repeated_no_longer_than_a_line(copy):
 
 @pytest.mark.parametrize("values", TIMM)
 def test_timms_values_are_repeated_no_longer_than_a_line(copy, values):
-    (copy / "preprocessor_config.json").unlink()
     (copy / "config.json").write_text(json.dumps({"architecture": "convnextv2_atto", **values}))
+    (copy / "preprocessor_config.json").unlink()
     with pytest.raises(ValueError, match=r"config") as error:
         load(copy)
     assert_a_short_sentence(error, copy)

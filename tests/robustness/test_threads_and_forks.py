@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 import mlx.core as mx
@@ -187,15 +186,6 @@ def test_a_process_whose_thread_did_the_work_ends_well(folders, work):
 
 @forks
 @on_linux
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_used_classifier_answers_in_a_forked_process(mlx_folder, dtype):
-    classifier = ImageClassifier(mlx_folder, dtype=dtype)
-    expected = classifier([PIXELS] * 3)
-    assert in_fork(lambda: classifier([PIXELS] * 3) == expected) == "True"
-
-
-@forks
-@on_linux
 def test_an_array_of_mlx_is_refused_in_a_forked_process_because_it_may_be_lazy(mlx_folder):
     classifier = ImageClassifier(mlx_folder)
     classifier(PIXELS)
@@ -204,21 +194,14 @@ def test_an_array_of_mlx_is_refused_in_a_forked_process_because_it_may_be_lazy(m
         assert "MLX was used before this process was forked" in in_fork(partial(use, lazy))
 
 
-_classify: ImageClassifier
-
-
 @forks
 @on_linux
-def test_a_pool_of_forked_processes_classifies(mlx_folder):
-    global _classify
-    _classify = ImageClassifier(mlx_folder)  # found by the children, whose memory is ours
-    expected = _classify(PIXELS)
-    with get_context("fork").Pool(2) as pool:
-        assert pool.map_async(_classify_one, range(4)).get(timeout=60) == [expected] * 4
-
-
-def _classify_one(_: int) -> Any:
-    return _classify(PIXELS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_used_classifier_answers_in_forked_processes(mlx_folder, dtype):
+    classifier = ImageClassifier(mlx_folder, dtype=dtype)
+    expected = classifier([PIXELS] * 3)
+    for _ in range(2):
+        assert in_fork(lambda: classifier([PIXELS] * 3) == expected) == "True"
 
 
 @forks
