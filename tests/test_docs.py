@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import runpy
+import shlex
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+
+from mlx_convnextv2.classify import build_parser
 
 
 @pytest.fixture
@@ -59,3 +62,11 @@ def test_the_picture_in_readme_is_the_scripts(name):
         assert shown.size == drawn.size
         difference = np.abs(np.asarray(shown.convert("RGB"), np.int16) - np.asarray(drawn, np.int16))
     assert difference.mean() < 1  # letters are drawn a little differently from version to version
+
+
+def test_the_commands_of_the_page_on_many_pictures_are_understood() -> None:
+    page = (ROOT / "docs" / "collections.md").read_text(encoding="utf-8")
+    commands = re.findall(r"python -m mlx_convnextv2\.classify (.*?)(?: +#.*)?$", page, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))

@@ -1,0 +1,46 @@
+"""What docs/collections.md plans with: the cost of a photo on this machine's CPU.
+
+python figures/collection_costs.py
+
+Seconds of one core to read, decode and resize a photo; photos a second that the model classifies, decoding aside.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from throughput import make_photo
+
+from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, ImageClassifier
+
+
+def main() -> None:
+    processor = ConvNextImageProcessor(size=224)
+    with tempfile.TemporaryDirectory() as folder:
+        for width, height, times in ((4032, 3024, 5), (500, 375, 50)):
+            path = Path(folder) / f"{width}.jpg"
+            make_photo(path, width, height, seed=0)
+            processor.preprocess(path)
+            begin = time.thread_time()
+            for _ in range(times):
+                processor.preprocess(path)
+            cost = (time.thread_time() - begin) / times
+            print(f"{width} x {height}, {path.stat().st_size / 1e6:.1f} MB: {cost * 1000:.1f} ms of a core")
+    photos = [np.full((256, 256, 3), i, np.uint8) for i in range(16)]
+    for size in ("atto", "tiny"):
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size)).eval()
+        classifier = ImageClassifier(model, processor)
+        rates = []
+        for _ in range(4):
+            begin = time.perf_counter()
+            list(classifier.stream(photos))
+            rates.append(len(photos) / (time.perf_counter() - begin))
+        print(f"{size}: {median(rates[1:]):.1f} photos a second")
+
+
+if __name__ == "__main__":
+    main()
