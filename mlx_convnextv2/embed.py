@@ -70,15 +70,19 @@ def embed(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         terminal.say("Loading the model ...")  # before the slow imports
     from .collections import Shard, embed_folder
+    from .images.decode import MissingExtraError
 
-    bar = terminal.Bar()
+    bar, advised = terminal.Bar(), set()
 
     def watch(picture: Picture, done: int, total: int) -> None:
         if done == 1:
             bar.begin(total)
-        if picture.error is not None:
+        if error := picture.error:
             bar.clear()
-            terminal.say(f"embed: {sentence(picture.error)}")
+            if isinstance(error, MissingExtraError) and error.extra in advised:
+                error = ValueError(error.problem)  # the advice comes once
+            terminal.say(f"embed: {sentence(error)}")
+            advised.add(getattr(error, "extra", None))
         bar.update()
 
     launched = None if args.shard else Shard.of_launch()

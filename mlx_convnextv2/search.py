@@ -22,14 +22,16 @@ _EXAMPLES = """\
 def build_parser() -> argparse.ArgumentParser:
     parser = terminal.parser("search", "Find pictures in a library that embed has made.", _EXAMPLES)
     parser.add_argument("library", metavar="LIBRARY", help="the library's folder")
-    parser.add_argument("image", nargs="?", metavar="IMAGE", help="find the pictures most like this one")
+    parser.add_argument(
+        "image", nargs="?", metavar="IMAGE", help="find the pictures most like this one; - is standard input"
+    )
     parser.add_argument("--label", metavar="L", help="find the pictures that the classifier gives this label or index")
     parser.add_argument("--duplicates", action="store_true", help="find groups of pictures that are nearly the same")
     parser.add_argument(
         "--threshold", type=float, default=0.95, metavar="T", help="the cosine of near-duplicates (default: 0.95)"
     )
     parser.add_argument(
-        "--top-k", type=terminal.positive_int, metavar="K", help="pictures, at most (default: 20 for IMAGE, else all)"
+        "--top-k", type=terminal.positive_int, metavar="K", help="pictures, or groups, at most (default: 20 for IMAGE)"
     )
     parser.add_argument(
         "--model", metavar="M", help="a Hub id or a folder, with the library's body and perhaps a new head"
@@ -49,14 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def search(args: argparse.Namespace) -> int:
     """Search, and print or write what was found."""
-    from .collections import search_library
+    from .collections import find_inputs, search_library
     from .files import output_files
 
     if args.output is not None:
         output_files.check(args.output)
     found = search_library(
         args.library,
-        args.image,
+        next(find_inputs(["-"])).image if args.image == "-" else args.image,
         label=args.label,
         duplicates=args.threshold if args.duplicates else None,
         top_k=args.top_k,

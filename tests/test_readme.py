@@ -96,6 +96,7 @@ def test_the_commands_run_in_order_word_for_word(world, run):
         assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"
     assert (folder / "labels.csv").read_text().startswith("image,rank,label,index,score,error\n")
     assert "tench, Tinca tinca" in (folder / "report.html").read_text()
+    assert "Most like cat.jpg" in (folder / "found.html").read_text()
 
 
 def test_the_server_starts_and_is_where_it_says():

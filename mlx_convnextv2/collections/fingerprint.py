@@ -6,6 +6,7 @@ import hashlib
 import json
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
@@ -18,13 +19,19 @@ def fingerprint(classifier: ImageClassifier) -> str:
     The weights are hashed as they are in memory, so a converted checkpoint equals its source. That takes a second for
     each gigabyte.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for name, array in sorted(dict(tree_flatten(classifier.model.parameters())).items()):
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        readable = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array  # numpy has no bfloat16
-        digest.update(np.ascontiguousarray(np.array(readable, copy=None)).data)
+    digest = hash_weights(classifier.model)
     config = classifier.model.config
     known = {name: value for name, value in config.to_dict().items() if name not in config.extra}
     settings = [classifier.labels, known, classifier.processor.to_dict()]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
+
+
+def hash_weights(model: nn.Module) -> hashlib.blake2b:
+    """The hash of a model's weights, which takes more content: their names, types, shapes and values."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, array in sorted(dict(tree_flatten(model.parameters())).items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        readable = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array  # numpy has no bfloat16
+        digest.update(np.ascontiguousarray(np.array(readable, copy=None)).data)
+    return digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -10,10 +9,9 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..images.processor import ImageProcessor
-from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
+from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
 from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 from .fuse import fuse
@@ -84,18 +82,6 @@ class ImageEmbedder(Pipeline):
                         result.error = named(error, result.image)
                         features = None
                 yield result, features
-
-    def fingerprint(self) -> str:
-        """The SHA-256 of the weights that the features depend on, and of their names, dtypes and shapes.
-
-        The classifier is not among them: models with different heads on the same body have the same features.
-        """
-        body, _ = body_and_classifier(self.model, pooled=True)
-        digest = hashlib.sha256()
-        for name, array in sorted(dict(tree_flatten(body.parameters())).items()):
-            digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-            digest.update(memoryview(mx.contiguous(array).reshape(-1).view(mx.uint8)))  # type: ignore[arg-type]
-        return digest.hexdigest()
 
 
 def check_features(features: np.ndarray) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import os
+from typing import Any
 
 from ..images.decode import open_image
 
@@ -13,8 +13,8 @@ _QUALITY = 80
 _SHOWN = 160  # pixels on the page, to which small pictures grow
 
 
-def thumbnail(file: str | os.PathLike[str]) -> str:
-    """A picture file as an element of about 20 kB, or a few words if it cannot be read any more."""
+def thumbnail(file: Any) -> str:
+    """A picture, as `open_image` takes it, as an element of about 20 kB, or a few words if it cannot be read."""
     try:
         image = open_image(file)
     except (OSError, ValueError):  # it was there a moment ago

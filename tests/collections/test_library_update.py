@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -283,6 +285,19 @@ def test_a_writer_may_die_at_any_line(photos, tmp_path, embedder):
         assert content(library) == expected
         assert len(list(library.iterdir())) == 3  # no leftovers
     assert len(left) > 8
+
+
+def test_a_full_disk_is_named_and_what_was_there_stays(photos, tmp_path, embedder, monkeypatch):
+    out, full = tmp_path / "library", OSError(errno.ENOSPC, "No space left on device")
+    embed_folder(photos, out, embedder)
+    before = content(out)
+    write(photos / "four.png", PICTURES[4])
+    with monkeypatch.context() as patch:
+        patch.setattr(writing.os, "pwrite", mock.Mock(side_effect=full))
+        with pytest.raises(OSError, match=r"it cannot be written \(No space left on device\).*features"):
+            embed_folder(photos, out, embedder)
+    assert content(out) == before
+    assert embed_folder(photos, out, embedder).added == 1
 
 
 # --- one writer, one model ------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from pathlib import Path
 from ..._version import __version__
 from ...demo import DEFAULT_MODEL
 from ...inference.embedder import ImageEmbedder
+from ...model.convnextv2 import body_and_classifier
+from ..fingerprint import hash_weights
 from ..shards import Shard
 from .files import OWN, Made, ShardFiles, another_model, find_shards
 from .scan import absolute, check_sources
@@ -106,13 +108,19 @@ def check_folder(folder: Path, shard: Shard) -> Made | None:
 
 
 def made_by(embedder: ImageEmbedder) -> Made:
-    """What a library remembers of the model that computes its features."""
+    """What a library remembers of the model that computes its features.
+
+    The classifier is not in it: models with different heads on the same body have the same features.
+    """
+    body, _ = body_and_classifier(embedder.model, pooled=True)
+    digest = hash_weights(body)
+    digest.update(f"{body.config.hidden_act} {body.config.layer_norm_eps}".encode())
     name = absolute(embedder.name) if os.path.exists(os.path.expanduser(embedder.name)) else embedder.name
     return Made(
         model=name,
         revision=embedder.revision,
         dtype=embedder.dtype,
-        weights=embedder.fingerprint(),
+        weights=digest.hexdigest(),
         processor=json.loads(json.dumps(embedder.processor.to_dict())),
         features=embedder.width,
         package=__version__,

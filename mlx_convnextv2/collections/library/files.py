@@ -45,8 +45,8 @@ _INDEX = re.compile(r"([0-9]{1,6})-of-([0-9]{1,6})\.sqlite")
 class Made:
     """How a library's features were computed. Features of other weights or another processor must not join them.
 
-    model, revision, dtype: the model, as given to `load`. weights: `ImageEmbedder.fingerprint`. processor: its fields.
-    features: how many a picture has. package: this package's version.
+    model, revision, dtype: the model, as given to `load`. weights: the hash of all that the features depend on.
+    processor: its fields. features: how many a picture has. package: this package's version.
     """
 
     model: str

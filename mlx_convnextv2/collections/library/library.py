@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ import numpy as np
 
 from ...heatmaps.targets import find_label
 from ...inference.embedder import ImageEmbedder, check_features
+from ...messages import some
 from ..shards import Shard
 from .duplicates import duplicates
 from .embed import embed_folder, made_by
@@ -38,7 +40,7 @@ class Library:
             have the same weights; its head may be another one, for `labelled`.
 
     Raises:
-        FileNotFoundError: there is no library.
+        FileNotFoundError: there is no library. If only some of its shards are there, that is a warning.
         OSError, ValueError: it cannot be read, is damaged, or its shards were made with different models.
     """
 
@@ -49,6 +51,9 @@ class Library:
         views = self._views()
         self.made: Made = views[0].state.made
         self.shards: list[Shard] = [view.files.shard for view in views]
+        if len(views) < (count := self.shards[0].count):
+            here = some([str(shard) for shard in self.shards])
+            warnings.warn(f"{self.path} is divided into {count} shards, of which only {here} are there", stacklevel=2)
 
     @property
     def embedder(self) -> ImageEmbedder:

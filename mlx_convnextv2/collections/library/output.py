@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from ...images.decode import name_of
 from ...messages import json_text, printable
 from .library import Library, Picture
 from .page import as_html
@@ -15,7 +16,7 @@ Groups = Sequence[Sequence[Picture]]
 
 def search_library(
     path: str | os.PathLike[str],
-    image: str | os.PathLike[str] | None = None,
+    image: Any = None,
     *,
     label: int | str | None = None,
     duplicates: float | None = None,
@@ -27,8 +28,8 @@ def search_library(
 
     Args:
         path: the library's folder.
-        image: find the pictures most like this one, or
-        label: find those that the classifier gives this label, or
+        image: find the pictures most like this one, a path, a file object, a PIL image or a uint8 array; or
+        label: find those that the classifier gives this label; or
         duplicates: find groups of pictures that are linked by cosines of at least this.
         top_k: pictures, or groups, at most. None means 20 for an image, and otherwise all.
         model: as for `Library`.
@@ -40,7 +41,7 @@ def search_library(
     """
     if format not in _WRITERS:
         raise ValueError(f"the format is one of {', '.join(_WRITERS)}, not {format}")
-    if [image, label, duplicates].count(None) != 2:
+    if sum(asked is not None for asked in (image, label, duplicates)) != 1:
         raise ValueError("a search is for an image, for a label, or for duplicates: give one of them")
     library = Library(path, model)
     groups: Groups
@@ -53,11 +54,13 @@ def search_library(
         title = f"Named {groups[0][0]['label'] if groups[0] else label}"
     else:
         groups = [library.search(image, 20 if top_k is None else top_k)]
-        title = f"Most like {os.path.basename(os.fspath(image or ''))}"
+        title = f"Most like {os.path.basename(name_of(image))}"
+        if hasattr(image, "seek") and hasattr(image, "read"):
+            image.seek(0)  # the page reads it again
     return _WRITERS[format](groups, title, image)
 
 
-def _html(groups: Groups, title: str, query: str | os.PathLike[str] | None) -> str:
+def _html(groups: Groups, title: str, query: Any) -> str:
     return as_html(groups, title=title, query=query)
 
 

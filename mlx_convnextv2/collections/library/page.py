@@ -22,15 +22,13 @@ h2 { margin-top: 32px; }
 """
 
 
-def as_html(
-    groups: Sequence[Sequence[dict[str, Any]]], *, title: str, query: str | os.PathLike[str] | None = None
-) -> str:
+def as_html(groups: Sequence[Sequence[dict[str, Any]]], *, title: str, query: Any = None) -> str:
     """The page. Each picture has its score, its size, its date and its path.
 
     Args:
         groups: of near-duplicates; or one group, of all that was found. Of all pictures the first 500 are shown.
         title: what was asked for.
-        query: the picture that was searched with, to show it first.
+        query: the picture that was searched with, to show it first, as `open_image` takes it.
     """
     count = sum(map(len, groups))
     shown = _first(groups)

@@ -115,9 +115,9 @@ class Writer:
             return
         rows = self.state.rows
         if self._features:
-            data = np.stack(self._features).tobytes()
-            _write_at(self._matrix, data, rows * self.state.made.features * 2)
-            os.fsync(self._matrix)
+            with _naming(self.files.matrix(self.state.matrix)):
+                _write_at(self._matrix, np.stack(self._features).tobytes(), rows * self.state.made.features * 2)
+                os.fsync(self._matrix)
             rows += len(self._features)
         with explained(self.files.index), self._reading, _transaction(self._connection):
             kept = [tuple(vars(entry).values()) for entry in self._pending.values() if entry is not None]
@@ -135,11 +135,12 @@ class Writer:
             return
         after = State(self.state.made, self.state.matrix + 1, len(live))
         before = self.files.features(self.state)
-        matrix = _open_matrix(self.files.matrix(after.matrix))
-        for first in range(0, len(live), _BLOCK):
-            data = before[live[first : first + _BLOCK]].tobytes()
-            _write_at(matrix, data, first * after.made.features * 2)
-        os.fsync(matrix)
+        with _naming(self.files.matrix(after.matrix)):
+            matrix = _open_matrix(self.files.matrix(after.matrix))
+            for first in range(0, len(live), _BLOCK):
+                data = before[live[first : first + _BLOCK]].tobytes()
+                _write_at(matrix, data, first * after.made.features * 2)
+            os.fsync(matrix)
         with explained(self.files.index), self._reading, _transaction(self._connection):
             self._connection.execute("CREATE TEMP TABLE moved (before INTEGER PRIMARY KEY, after INTEGER)")
             moved = zip(live.tolist(), range(len(live)), strict=True)
@@ -169,6 +170,15 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         with suppress(sqlite3.Error):  # a full disk has rolled it back already
             connection.execute("ROLLBACK")
         raise
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Let the system's error say which file cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"it cannot be written ({error.strerror})", str(file)) from None
 
 
 def _open_matrix(file: Path) -> int:
