@@ -46,10 +46,13 @@ def frames(path: str, fps: float = 1.0, max_pixels: int | None = None) -> Iterat
     with open(path, "rb"):  # the system's own error if it cannot be opened
         pass
     try:
-        with av.open(path, options=_SAFE) as container:
+        # "file:", because the name may look like an address
+        with av.open(f"file:{path}", options=_SAFE, metadata_errors="ignore") as container:
             if not container.streams.video:
                 raise ValueError("it holds no pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("its codec is not known here")
             stream.thread_type = "AUTO"
             _check(stream.codec_context.width, stream.codec_context.height, most)
             start, due = None, 0.0
@@ -61,11 +64,13 @@ def frames(path: str, fps: float = 1.0, max_pixels: int | None = None) -> Iterat
                 seconds = frame.time - start
                 if seconds >= due - 1e-6:
                     yield Frame(_upright(frame), seconds)
-                    due = (int(seconds * fps + 1e-6) + 1) / fps
+                    due = (int(min(seconds * fps, 1e15) + 1e-6) + 1) / fps
             if start is None:
                 raise ValueError("it holds no frame that can be decoded")
     except MemoryError:
         raise ValueError(f"{path} needs more memory than there is") from None
+    except av.ArgumentError:
+        raise ValueError(f"{path} is not a video, or of a format that is not read") from None
     except (av.FFmpegError, ValueError) as error:
         why = getattr(error, "strerror", None) or one_line(error)
         raise ValueError(f"{path} cannot be read: {why}") from None

@@ -49,7 +49,7 @@ def test_a_frame_a_second_is_classified_and_its_name_says_when(classify, video) 
 
 
 @pytest.mark.parametrize(
-    ("fps", "times"), [(2, [0, 0.5, 1, 1.5, 2, 2.5]), (0.4, [0, 2.5]), (100, [i / 10 for i in range(30)])]
+    ("fps", "times"), [(2, [0, 0.5, 1, 1.5, 2, 2.5]), (0.4, [0, 2.5]), (100, [i / 10 for i in range(30)]), (1e308, [i / 10 for i in range(30)])]
 )
 def test_fps_decides_which_frames_are_taken(video, fps, times) -> None:
     taken = list(frames(str(video), fps))
@@ -79,6 +79,22 @@ def test_a_video_with_frames_that_are_too_large_is_refused_before_they_are_decod
     result, (line,) = classify(video, "--max-pixels", 64 * 48 - 1)
     assert result.returncode == 2
     assert "64 x 48" in line["error"]
+
+
+@pytest.mark.parametrize("name", ["12:30.mp4", "http:a.mp4", "-\udcff.mp4"])
+def test_a_videos_name_may_look_like_an_address(video, tmp_path, monkeypatch, name) -> None:
+    (tmp_path / name).write_bytes(video.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert len(list(frames(name))) == 3
+
+
+def test_a_video_of_an_unknown_codec_or_with_odd_text_ends_no_run(classify, video, tmp_path) -> None:
+    content = video.read_bytes()
+    (tmp_path / "codec.mp4").write_bytes(content.replace(b"mp4v", b"zzzz").replace(b"A \x11\0", b"A\xff\x11\0"))
+    (tmp_path / "text.mp4").write_bytes(content.replace(b"Lavf", b"\xff\xfe\xff\xfe"))
+    result, lines = classify(tmp_path / "codec.mp4", tmp_path / "text.mp4")
+    assert result.returncode == 1
+    assert ["codec" in line.get("error", "") for line in lines] == [True, False, False, False]
 
 
 def test_a_playlist_in_disguise_opens_no_other_file(classify, video, tmp_path) -> None:
