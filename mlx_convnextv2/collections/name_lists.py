@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -38,12 +39,16 @@ def read_names(file: str, null: bool = False) -> Iterator[str]:
 def _split(file: BinaryIO, null: bool, name: str) -> Iterator[str]:
     end = b"\0" if null else b"\n"
     read = getattr(file, "read1", file.read)  # what a pipe has now is not kept waiting for more
-    rest = b""
-    while chunk := read(_CHUNK):
+    chunk, rest = read(_CHUNK), b""
+    if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{name} is in UTF-16: save it in UTF-8")
+    chunk = chunk.removeprefix(codecs.BOM_UTF8)
+    while chunk:
         *whole, rest = (rest + chunk).split(end)
         if len(rest) > _LONGEST or any(len(one) > _LONGEST for one in whole):
             raise ValueError(f"{name} is no list of names, because one has more than {_LONGEST:,} bytes")
         yield from filter(None, (_name(one, null, name) for one in whole))
+        chunk = read(_CHUNK)
     if last := _name(rest, null, name):
         yield last
 

@@ -71,6 +71,14 @@ def test_a_list_names_files_folders_and_nothing_else(folder: Path, tmp_path: Pat
     assert names(f"@{tmp_path / 'list'}") == [*map(str, expected)]
 
 
+@pytest.mark.parametrize(("encoding", "found"), [("utf-8-sig", ["é.png"]), ("utf-16", "UTF-8")])
+def test_a_list_that_windows_has_saved(classify, tmp_path: Path, photo, encoding, found) -> None:
+    photo.save(tmp_path / "é.png")
+    (tmp_path / "list.txt").write_text("é.png\r\n", encoding=encoding)
+    result, lines = classify("@list.txt")
+    assert [line["image"] for line in lines] == found if result.returncode == 0 else found in result.stderr
+
+
 def test_names_come_from_standard_input_with_newlines_in_them_after_0(classify, tmp_path: Path, photo) -> None:
     for name in ("a.png", "new\nline.png"):
         photo.save(tmp_path / name)
