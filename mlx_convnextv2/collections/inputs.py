@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 from ..images.decode import is_pipe, read_stream
 from ..images.folders import SUFFIXES, walk_images
 from .name_lists import read_names
+from .patterns import matches
 from .shards import Shard
 from .videos import VIDEO_SUFFIXES, frames
 
@@ -151,7 +151,7 @@ def find_sources(
         fixed = next(i for i, part in enumerate(parts) if _PATTERN.search(part))
         base = str(Path(*parts[:fixed])) if fixed else "."
         found = False
-        for name in sorted(glob.iglob(pattern, recursive=True)):
+        for name in sorted({*matches(pattern)}):
             if not os.path.isdir(name):
                 found = True
                 yield of_name(name, os.path.relpath(name, base))

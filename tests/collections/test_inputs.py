@@ -51,6 +51,14 @@ def test_a_quoted_pattern_means_what_it_means_to_a_shell(folder: Path, pattern: 
     assert names(folder / pattern) == [str(folder / name) for name in found]
 
 
+def test_links_that_form_loops_are_not_followed_by_a_pattern(folder: Path, monkeypatch) -> None:
+    for name in ("one", "two", "sub/up"):
+        (folder / name).symlink_to(folder)
+    monkeypatch.chdir(folder)
+    assert names("**/*.png") == ["a.png", "sub/c.png"]
+    assert names("**/sub/**/*.jpg", "./sub/**") == ["sub/deep/d.jpg", "./sub/c.png", "./sub/deep/d.jpg"]
+
+
 def test_a_file_whose_name_looks_like_a_pattern_or_a_list_is_that_file(folder: Path, monkeypatch) -> None:
     for name in ("IMG[1].png", "@home.png"):
         (folder / name).touch()

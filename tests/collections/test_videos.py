@@ -49,7 +49,13 @@ def test_a_frame_a_second_is_classified_and_its_name_says_when(classify, video) 
 
 
 @pytest.mark.parametrize(
-    ("fps", "times"), [(2, [0, 0.5, 1, 1.5, 2, 2.5]), (0.4, [0, 2.5]), (100, [i / 10 for i in range(30)]), (1e308, [i / 10 for i in range(30)])]
+    ("fps", "times"),
+    [
+        (2, [0, 0.5, 1, 1.5, 2, 2.5]),
+        (0.4, [0, 2.5]),
+        (100, [i / 10 for i in range(30)]),
+        (1e308, [i / 10 for i in range(30)]),
+    ],
 )
 def test_fps_decides_which_frames_are_taken(video, fps, times) -> None:
     taken = list(frames(str(video), fps))
