@@ -26,6 +26,7 @@ import proof
 import pytest
 from hypothesis import HealthCheck, settings
 from mlx.utils import tree_flatten
+from pictures import make_pictures
 from PIL import Image
 
 from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, save
@@ -136,6 +137,28 @@ def photo() -> Image.Image:
     y, x = np.mgrid[0:70, 0:90]
     channels = [128 + 100 * np.sin(x / 9 + phase) * np.cos(y / 7 - phase) for phase in (0, 1, 2)]
     return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Twelve pictures of each of three classes, in folders, to train on. Tests must not change them."""
+    return make_pictures(tmp_path_factory.mktemp("data") / "photos", 12)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A converted checkpoint with two blocks, to train from: an epoch of `photos` takes a tenth of a second."""
+    model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[8, 12], depths=[1, 1], num_stages=2))
+    randomize(model)
+    folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
+    save(model, folder, ConvNextImageProcessor(size=32))
+    return folder
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training draws no pictures, which take longer than the runs of most tests."""
+    monkeypatch.setattr("mlx_convnextv2.training.run.pictures_of", lambda *_: {})
 
 
 @pytest.fixture

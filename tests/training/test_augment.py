@@ -1,5 +1,7 @@
 """Augmentation: each operation is Pillow's, and one seed gives one image."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
@@ -23,7 +25,7 @@ def plain(**settings):
 
 
 # With numbers written out, and Pillow called as its documentation shows.
-EXPECTED = {
+EXPECTED: dict[str, tuple[float, Callable[[Image.Image], Image.Image]]] = {
     "autocontrast": (0, ImageOps.autocontrast),
     "equalize": (0, ImageOps.equalize),
     "invert": (0, ImageOps.invert),
@@ -46,15 +48,13 @@ EXPECTED = {
 def test_an_operation_is_pillows(name, photo):
     strength, expected = EXPECTED[name]
     result = apply(name, photo, strength, GREY)
-    assert np.array_equal(result, expected(photo))
-    assert not np.array_equal(result, photo)
+    assert result == expected(photo) != photo
 
 
 @pytest.mark.parametrize("space", [RANDAUGMENT, TRIVIALAUGMENT], ids=["randaugment", "trivialaugment"])
-@pytest.mark.parametrize("magnitude", [0.0, 0.5, 1.0])
-def test_every_magnitude_of_every_operation_can_be_applied(space, magnitude, photo):
+def test_the_ends_of_every_operation_can_be_applied(space, photo):
     for name, strengths in space.items():
-        for sign in (-1, 1):
+        for magnitude, sign in ((0.0, 1), (1.0, -1), (1.0, 1)):
             assert apply(name, photo, strengths.strength(magnitude, sign), GREY).size == photo.size
 
 
@@ -85,7 +85,7 @@ def test_a_mirror_image_is_pillows(photo, processor):
     crops = [
         Augmentation(processor, plain(flip=share)).picture(photo, np.random.default_rng(4)) for share in (0.0, 1.0)
     ]
-    assert np.array_equal(ImageOps.mirror(crops[0]), crops[1])
+    assert ImageOps.mirror(crops[0]) == crops[1]
 
 
 @pytest.mark.parametrize("augment", ["randaugment", "trivialaugment"])

@@ -53,7 +53,7 @@ def run(model, batch, recipe, steps=3, seed=0, **arguments):
     """The state and the losses after some steps."""
     state, step, losses = first_state(model, recipe), Step(model, recipe, **arguments), []
     for number in range(steps):
-        state, loss = step(state, *batch, step_random(seed, number))
+        state, loss = step(state, batch[0], batch[1], step_random(seed, number))
         losses.append(loss)
     return state, losses, step
 
@@ -77,7 +77,7 @@ def test_drop_path_mixing_and_moving_average_equal_a_reference_in_numpy(model, b
         weights = optimizer.step(weights, gradients, recipe.learning_rate(number))
         decay = average_decay(0.9, number + 1)
         average = {name: decay * average[name] + (1 - decay) * weights[name] for name in weights}
-        state, loss = step(state, *batch, step_random(1, number))
+        state, loss = step(state, batch[0], batch[1], step_random(1, number))
         assert loss == pytest.approx(expected, rel=1e-4)
     assert kinds == {"mixup", "cutmix"}
     for name, weight in weights.items():
@@ -104,10 +104,10 @@ def test_mlx_checkpoint_draws_a_new_drop_path_mask_and_ours_does_not(model, batc
         for function in (masked, mx.checkpoint(masked)):
             mx.random.seed(seed)
             gradients.append(np.array(mx.grad(lambda x, f=function: f(x).sum())(x)))
-        differ.append(not np.array_equal(*gradients))
+        differ.append(not np.array_equal(gradients[0], gradients[1]))
     assert any(differ)  # MLX, measured
 
-    results = [run(model, batch, a_recipe(model, grad_checkpoint=on)) for on in (False, True)]
+    results = [run(model, batch, a_recipe(model, grad_checkpoint=on), steps=1) for on in (False, True)]
     for name, weight in results[0][0].weights.items():
         assert close(results[1][0].weights[name], weight) < 1e-6, name
     assert results[0][1] == pytest.approx(results[1][1], rel=1e-6)
@@ -174,10 +174,9 @@ def test_a_learning_rate_keeps_to_its_group_where_multi_optimizers_setter_does_n
     assert step.groups["convnextv2.embeddings.patch_embeddings.bias"].lr_scale == 0.5**5
 
 
-@pytest.mark.parametrize("parts", [3, 1])
-def test_a_batch_in_parts_gives_the_step_of_the_whole(model, batch, parts):
+def test_a_batch_in_parts_gives_the_step_of_the_whole(model, batch):
     whole, losses, _ = run(model, batch, a_recipe(model))
-    accumulated, in_parts, _ = run(model, batch, a_recipe(model, accumulate=parts))
+    accumulated, in_parts, _ = run(model, batch, a_recipe(model, accumulate=3))
     assert in_parts == pytest.approx(losses, rel=1e-5)
     for name, weight in whole.weights.items():
         assert close(accumulated.weights[name], weight) < 1e-4, name
@@ -202,7 +201,7 @@ def test_what_float16_cannot_hold_is_left_out_and_the_loss_scale_halved(model, b
     recipe = a_recipe(model, dtype="float16", drop_path=0.0)
     state, step = first_state(model, recipe), Step(model, recipe)
     state = replace(state, loss_scale=2.0**40)
-    after, _ = step(state, *batch, step_random(0, 0))
+    after, _ = step(state, batch[0], batch[1], step_random(0, 0))
     assert (after.step, after.skipped, after.loss_scale) == (1, 1, 2.0**39)
     assert all(np.array_equal(after.weights[name], weight) for name, weight in state.weights.items())
 
