@@ -106,6 +106,8 @@ def classify(args: argparse.Namespace) -> int:
     class Report(Watch):
         """Shows a bar and says what failed, on standard error."""
 
+        counts = sys.stderr.isatty() and "@-" not in args.images  # which may be slow to come
+
         def begin(self, total: int | None) -> None:
             bar.begin(total)
 
@@ -150,7 +152,10 @@ def merge(args: argparse.Namespace) -> int:
     """Join the parts of a run, and print or write."""
     from .collections import merge as join
 
-    join(args.merge, args.output or Printed(args.format, terminal.Bar()), format=args.format, partial=args.partial)
+    output = args.output or Printed(args.format, terminal.Bar())
+    images = join(args.merge, output, format=args.format, partial=args.partial)
+    if args.output:
+        terminal.say(f"classify: {images} images are joined")
     return terminal.DONE
 
 

@@ -23,7 +23,13 @@ _COUNTED = 10_000  # names that are listed ahead, so that a progress bar knows i
 
 
 class Watch:
-    """Is told what happens. This one does nothing."""
+    """Is told what happens. This one does nothing.
+
+    Attributes:
+        counts: whether to list the first names before anything else, so that `begin` may know the total.
+    """
+
+    counts = False
 
     def begin(self, total: int | None) -> None:
         """It begins; `total` images are known of, or nobody knows how many."""
@@ -92,8 +98,8 @@ def classify_images(
     summary = Summary()
     start = time.perf_counter()
     sources = iter(find_sources(images, shard=shard, max_pixels=classifier.processor.max_pixels, **inputs))
-    first = list(islice(sources, _COUNTED + 1))
-    exact = len(first) <= _COUNTED and not any(source.open for source in first)
+    first = list(islice(sources, _COUNTED + 1 if watch.counts else 0))
+    exact = watch.counts and len(first) <= _COUNTED and not any(source.open for source in first)
     watch.begin(max(0, len(first) - target.done) if exact else None)
     wanted = _not_done(chain(_emptied(first), sources), target, summary)
     if target.part_size is None:

@@ -124,17 +124,18 @@ def find_sources(
         return Source(name, key)
 
     def of_folder(folder: str) -> Iterator[Source]:
-        empty = True
-        for path in walk_images(folder, suffixes):
+        empty, base = True, str(Path(folder))
+        for name in map(str, walk_images(folder, suffixes)):
             empty = False
-            yield of_name(str(path), os.path.relpath(path, folder))
+            yield of_name(name, name.removeprefix(base).lstrip("/"))
         if empty:
             yield Source(folder, folder)
 
     def of_argument(argument: str) -> Iterator[Source]:
         if argument.startswith("@") and not os.path.lexists(argument):
             for name in read_names(argument[1:], null):
-                yield from of_folder(name) if os.path.isdir(name) else [of_name(name, name)]
+                is_file = os.path.splitext(name)[1].lower() in suffixes  # which nobody needs to look up
+                yield from [of_name(name, name)] if is_file or not os.path.isdir(name) else of_folder(name)
         elif argument == "-":
             yield Source("-", "-", lambda: iter([Input("-", Stream(sys.stdin.buffer, "<stdin>", "-"))]))
         elif is_pipe(argument) and os.access(argument, os.R_OK):

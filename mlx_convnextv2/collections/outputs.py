@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -50,10 +50,8 @@ class OneFile:
 
     @contextmanager
     def part(self) -> Iterator[Writer]:
-        with output_files.whole(self._file) as opened:
-            writer = open_writer(self._format, opened)
+        with output_files.whole(self._file) as opened, closing(open_writer(self._format, opened)) as writer:
             yield writer
-            writer.close()
 
     def finish(self, images: int, failed: int) -> None:
         pass

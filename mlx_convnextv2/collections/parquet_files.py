@@ -47,8 +47,11 @@ class Parquet:
             self._flush()
 
     def close(self) -> None:
-        self._flush()
-        self._writer.close()
+        try:
+            self._flush()
+            self._writer.close()
+        finally:
+            self._writer.is_open = False  # or it would try again when it is collected, and say that it cannot
 
     def _flush(self) -> None:
         if self._rows:

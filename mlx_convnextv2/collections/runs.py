@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -50,8 +50,9 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         agree(folder, {**run, "format": format, "shards": shard.count})
         self._lock = _lock(folder / f".shard-{self._name}.lock", f"shard {shard} of {folder}")
-        for left in folder.glob(f".part-{self._name}-*.partial"):  # by a killed run
-            left.unlink(missing_ok=True)
+        for pattern in (f".part-{self._name}-*.partial", f".shard-{self._name}.*.partial"):
+            for left in folder.glob(pattern):  # by a killed run
+                left.unlink(missing_ok=True)
         self._finished = folder / f"shard-{self._name}.json"
         self._finished.unlink(missing_ok=True)
         own = [(number, path) for owner, number, path in find_parts(folder) if owner == self._name]
@@ -66,10 +67,8 @@ class RunFolder:
     @contextmanager
     def part(self) -> Iterator[Writer]:
         path = self.folder / f"part-{self._name}-{self._next:06}.{self._format}"
-        with output_files.whole(path) as file:
-            writer = open_writer(self._format, file)
+        with output_files.whole(path) as file, closing(open_writer(self._format, file)) as writer:
             yield writer
-            writer.close()
         self._next += 1
 
     def finish(self, images: int, failed: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..images.decode import MissingExtraError
 from ..inference.classifier import ImageClassifier, Result
+from ..inference.fuse import make_ready
 from ..messages import sentence
 from .inputs import Input
 from .records import Record
@@ -19,9 +20,11 @@ def stream_records(
 ) -> Generator[Record, None, None]:
     """A record for each input, in order.
 
-    Inputs are taken ahead, up to a batch and one for each core. With `padded`, every batch is full, so that a picture's
-    scores do not depend on which others share its batch.
+    Inputs are taken ahead, up to a batch and one for each core. With `padded`, every batch is full and one engine
+    computes them all, so that a picture's scores do not depend on its place in the run.
     """
+    if padded:
+        make_ready(classifier.predict)
     sent: deque[Input] = deque()
 
     def send() -> Iterator[Any]:

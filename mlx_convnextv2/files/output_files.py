@@ -46,7 +46,7 @@ def whole(file: Path) -> Iterator[BinaryIO]:
         OSError: it cannot be written, for example for lack of space.
     """
     if not _is_replaced(file):
-        with file.open("wb") as opened:
+        with _naming(file, None), file.open("wb") as opened:
             yield opened
         return
     with _partial(file) as partial:
@@ -73,15 +73,23 @@ def _partial(file: Path) -> Iterator[Path]:
     beside = file.resolve()
     partial = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}.partial")
     try:
-        yield partial
-    except OSError as error:
-        if error.errno is None or error.filename not in (None, os.fspath(partial)):  # of something else
-            raise
-        why = "for lack of space " if error.errno in _NO_SPACE else ""
-        raise OSError(error.errno, f"it cannot be written {why}({error.strerror})", str(file)) from None
+        with _naming(file, partial):
+            yield partial
     finally:
         with suppress(OSError):  # for example if the folder is a file
             partial.unlink()
+
+
+@contextmanager
+def _naming(file: Path, partial: Path | None) -> Iterator[None]:
+    """Let the system's errors about a file without a name, or about `partial`, name `file`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(partial)):  # of something else
+            raise
+        why = "for lack of space " if error.errno in _NO_SPACE else ""
+        raise OSError(error.errno, f"it cannot be written {why}({error.strerror})", str(file)) from None
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -83,10 +84,10 @@ class ONNXRuntimeClassifier:
         if self.session is not None or self.problem is not None:
             return
         try:
-            from .onnxruntime_session import Session
-
-            session = Session(self._model, self._pooled)
-            answer, expected = session(as_numpy(pixel_values)), np.array(self.in_numpy(pixel_values))
+            # In another thread, for ONNX Runtime would lose what a Ctrl-C raises within it.
+            with ThreadPoolExecutor(1) as thread:
+                session, answer = thread.submit(self._try, as_numpy(pixel_values)).result()
+            expected = np.array(self.in_numpy(pixel_values))
         except Exception as error:  # whatever is wrong with ONNX Runtime, numpy computes
             self.problem = one_line(error)
             return
@@ -94,6 +95,13 @@ class ONNXRuntimeClassifier:
             self.session = session
         else:
             self.problem = "it answers otherwise"
+
+    def _try(self, images: np.ndarray) -> tuple[Session, np.ndarray]:
+        """A session, and its answer."""
+        from .onnxruntime_session import Session
+
+        session = Session(self._model, self._pooled)
+        return session, session(images)
 
     def __str__(self) -> str:
         """What computes."""
