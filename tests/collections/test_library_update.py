@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sqlite3
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
@@ -104,8 +106,8 @@ def test_an_image_that_cannot_be_read_is_named_and_leaves_the_library(photos, tm
     write(photos / "one.png", b"no image")
     (photos / "link.png").symlink_to("nowhere.png")
     update = embed_folder(photos, tmp_path / "library", embedder)
-    assert {Path(failed.image).name for failed in update.failures} == {"one.png", "link.png"}
-    assert all(str(failed.error).count(failed.image) == 1 for failed in update.failures)
+    assert {Path(failed.path).name for failed in update.failures} == {"one.png", "link.png"}
+    assert all(failed.error.count(failed.path) == 1 for failed in update.failures)
     assert {Path(os.fsdecode(path)).name for path in content(tmp_path / "library")} == {"two.png", "three.png"}
 
 
@@ -120,7 +122,7 @@ def test_features_without_a_direction_are_that_images_error(photos, tmp_path, em
     monkeypatch.setattr(embedder, "embed", bad_first)
     update = embed_folder(photos, tmp_path / "library", embedder)
     assert len(update.failures) == 2  # a batch
-    assert all(why in str(failed.error) and failed.image in str(failed.error) for failed in update.failures)
+    assert all(why in failed.error and failed.path in failed.error for failed in update.failures)
     assert update.added == 1
 
 
@@ -285,6 +287,22 @@ def test_a_writer_may_die_at_any_line(photos, tmp_path, embedder):
         assert content(library) == expected
         assert len(list(library.iterdir())) == 3  # no leftovers
     assert len(left) > 8
+
+
+def test_a_reader_rolls_back_what_a_killed_writer_had_half_committed(photos, tmp_path, embedder):
+    out, killed = tmp_path / "library", tmp_path / "killed"
+    embed_folder(photos, out, embedder)
+    before = content(out)
+    with closing(sqlite3.connect(out / "1-of-1.sqlite", isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # so that changes reach the file before they are committed
+        connection.execute("BEGIN")
+        rows = [(f"{number}".encode(), bytes(1000)) for number in range(100)]
+        connection.executemany("INSERT INTO pictures (path, hash) VALUES (?, ?)", rows)
+        connection.execute("DELETE FROM pictures WHERE row = 1")
+        shutil.copytree(out, killed)
+        connection.execute("ROLLBACK")
+    assert (killed / "1-of-1.sqlite").stat().st_size > (out / "1-of-1.sqlite").stat().st_size
+    assert content(killed) == before
 
 
 def test_a_full_disk_is_named_and_what_was_there_stays(photos, tmp_path, embedder, monkeypatch):

@@ -92,7 +92,7 @@ def check_folder(folder: Path, shard: Shard) -> Made | None:
     if not os.path.lexists(folder):
         return None
     shards = find_shards(folder)
-    if not shards and not all(OWN.match(name) for name in os.listdir(folder)):
+    if not shards and not all(OWN.match(name) or name.startswith(".") for name in os.listdir(folder)):
         raise FileExistsError(f"{folder} is a folder of other things: choose another one for the library")
     for files in shards:
         if files.shard.count != shard.count:

@@ -23,7 +23,7 @@ from .reader import RenumberedError, View
 from .update import Update
 from .writer import Entry
 
-Picture = dict[str, Any]
+Found = dict[str, Any]
 Answer = TypeVar("Answer")
 _TRIES = 5
 
@@ -80,14 +80,14 @@ class Library:
     def __len__(self) -> int:
         return sum(view.count() for view in self._views())
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[Found]:
         """All pictures, without scores."""
         found = self._steadily(
             lambda views: [entry for view in views for entry in view.entries(np.unique(view.live()["row"]).tolist())]
         )
         return map(_picture, found)
 
-    def search(self, image: Any, top_k: int = 20) -> list[Picture]:
+    def search(self, image: Any, top_k: int = 20) -> list[Found]:
         """The pictures most like an image: a path, a file object, a PIL image or a uint8 array (H, W, C).
 
         Returns:
@@ -100,7 +100,7 @@ class Library:
         _check_top_k(top_k)
         return self.search_features(self.embedder(image), top_k)
 
-    def search_features(self, features: Any, top_k: int = 20) -> list[Picture]:
+    def search_features(self, features: Any, top_k: int = 20) -> list[Found]:
         """As `search`, for pooled features (C,), of any length but zero."""
         _check_top_k(top_k)
         vector = np.asarray(features, np.float64)
@@ -109,14 +109,14 @@ class Library:
         check_features(vector)
         query = (vector / np.linalg.norm(vector)).astype(np.float32)
 
-        def answer(views: list[View]) -> list[Picture]:
+        def answer(views: list[View]) -> list[Found]:
             found = [pair for view in views for pair in _best(view, query, top_k)]
             found.sort(key=_order)
             return [_picture(entry, score) for score, entry in found[:top_k]]
 
         return self._steadily(answer)
 
-    def duplicates(self, threshold: float = 0.95) -> list[list[Picture]]:
+    def duplicates(self, threshold: float = 0.95) -> list[list[Found]]:
         """Groups of two and more pictures that are linked by pairs whose cosine is at least the threshold.
 
         All pairs are compared. Files with the same content are always a group.
@@ -130,7 +130,7 @@ class Library:
         groups = self._steadily(lambda views: duplicates(views, threshold))
         return [[_picture(entry, score) for score, entry in group] for group in groups]
 
-    def labelled(self, label: int | str, top_k: int | None = None) -> list[Picture]:
+    def labelled(self, label: int | str, top_k: int | None = None) -> list[Found]:
         """The pictures to which the classifier gives this label before all others, the surest first.
 
         The classifier's head is applied to the features in the library: no picture is read.
@@ -197,7 +197,7 @@ def _order(found: tuple[float, Entry]) -> tuple[float, bytes]:
     return -found[0], found[1].path
 
 
-def _picture(entry: Entry, score: float | None = None) -> Picture:
+def _picture(entry: Entry, score: float | None = None) -> Found:
     scored = {} if score is None else {"score": score}
     return {
         **{"path": os.fsdecode(entry.path), **scored, "width": entry.width, "height": entry.height},

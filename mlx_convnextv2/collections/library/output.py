@@ -8,10 +8,10 @@ from typing import Any
 
 from ...images.decode import name_of
 from ...messages import json_text, printable
-from .library import Library, Picture
+from .library import Found, Library
 from .page import as_html
 
-Groups = Sequence[Sequence[Picture]]
+Groups = Sequence[Sequence[Found]]
 
 
 def search_library(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ...images.decode import check_exists, explained, open_header
 from ...images.facts import facts
 from ...inference.embedder import ImageEmbedder
 from ...inference.pipeline import Result, named
+from ...messages import sentence
 from .scan import scan
 from .writer import Entry, Writer
 
@@ -40,6 +42,13 @@ class Picture(Result):
 Watch = Callable[[Picture, int, int], None]
 
 
+class Failure(NamedTuple):
+    """A picture that could not be read, and why: a sentence, because an error holds on to the pixels of its picture."""
+
+    path: str
+    error: str
+
+
 @dataclass
 class Update:
     """What an update did, in pictures.
@@ -56,7 +65,7 @@ class Update:
     removed: int = 0
     unchanged: int = 0
     kept: int = 0
-    failures: list[Picture] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def total(self) -> int:
@@ -131,7 +140,8 @@ def _keep(writer: Writer, picture: Picture, features: np.ndarray | None, result:
         result.added += not picture.before
     else:
         writer.remove(os.fsencode(picture.image))
-        result.failures.append(picture)
+        error = picture.error or ValueError(f"{picture.image} has no features")
+        result.failures.append(Failure(picture.image, sentence(error)))
 
 
 def _read(picture: Picture, writer: Writer, embedder: ImageEmbedder) -> np.ndarray | None:

@@ -130,9 +130,10 @@ class Writer:
 
     def compact(self) -> None:
         """Write the matrix anew if most of its rows are no picture's any more. Readers keep the old one."""
-        live = np.array(self.execute("SELECT DISTINCT row FROM pictures ORDER BY row"), np.int64).reshape(-1)
-        if self.state.rows - len(live) <= max(len(live), _SPARED):
+        ((count,),) = self.execute("SELECT count(DISTINCT row) FROM pictures")
+        if self.state.rows - count <= max(count, _SPARED):
             return
+        live = np.array(self.execute("SELECT DISTINCT row FROM pictures ORDER BY row"), np.int64).reshape(-1)
         after = State(self.state.made, self.state.matrix + 1, len(live))
         before = self.files.features(self.state)
         with _naming(self.files.matrix(after.matrix)):
@@ -155,8 +156,9 @@ class Writer:
 
     def close(self) -> None:
         """Let others write. What is not committed is lost."""
-        os.close(self._matrix)
-        self._opened.close()
+        with self._reading:  # a thread may be looking something up
+            os.close(self._matrix)
+            self._opened.close()
 
 
 @contextmanager
