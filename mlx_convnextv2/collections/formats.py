@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .records import Record, Writer
+from .records import Record, Writer, check
 from .text_files import Csv, JsonLines, read_json_lines
 
 SUFFIXES = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -49,8 +49,14 @@ def read_records(file: Path) -> Iterator[Record]:
         OSError: it cannot be read.
         ValueError: it is damaged, or the extra `parquet` is missing.
     """
+    read = read_json_lines
     if file.suffix == ".parquet":
-        from .parquet_files import read_parquet
+        from .parquet_files import pyarrow, read_parquet as read
 
-        return read_parquet(file)
-    return read_json_lines(file)
+        pyarrow()  # raises its own error
+    try:
+        for record in read(file):
+            check(record)
+            yield record
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        raise ValueError(f"{file} is damaged: delete it and start the run again, which makes it anew") from None

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..messages import one_line
 from .records import COLUMNS, Record, rows
 
 _GROUP = 20_000  # rows that are held before they are written
@@ -60,7 +59,7 @@ class Parquet:
 
 
 def read_parquet(file: Path) -> Iterator[Record]:
-    """The records of a file that `Parquet` has written."""
+    """The records of a file that `Parquet` has written. A damaged one raises errors of many kinds."""
     pa = pyarrow()
     record: Record | None = None
     try:
@@ -73,10 +72,10 @@ def read_parquet(file: Path) -> Iterator[Record]:
                         record = Record(image, None if rank is None else [], error)
                     if rank is not None and record is not None and record.predictions is not None:
                         record.predictions.append({"label": label, "score": score, "index": index})
-    except (pa.ArrowException, KeyError) as error:
-        raise ValueError(
-            f"{file} is damaged ({one_line(error)}): delete it and start the run again, which makes it anew"
-        ) from None
+    except (pa.ArrowException, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the system's, and not of the content
+            raise
+        raise ValueError("it is damaged") from None
     if record is not None:
         yield record
 

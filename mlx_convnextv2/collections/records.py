@@ -42,3 +42,13 @@ def rows(record: Record) -> Iterator[tuple[Any, ...]]:
         yield (record.image, None, None, None, None, record.error)
     for rank, found in enumerate(record.predictions or [], start=1):
         yield (record.image, rank, found["label"], found["index"], found["score"], None)
+
+
+def check(record: Record) -> None:
+    """Raise an error if a record that was read is not one that was written."""
+    for row in rows(record):
+        for value, kind in zip(row[1:], (int, str, int, float, str), strict=True):
+            if not isinstance(value, kind | None):
+                raise TypeError
+    if not isinstance(record.image, str) or (record.predictions is None) is (record.error is None):
+        raise TypeError

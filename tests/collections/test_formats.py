@@ -14,6 +14,7 @@ from PIL import Image
 
 from mlx_convnextv2 import ImageClassifier
 from mlx_convnextv2.collections import Summary, classify_images
+from mlx_convnextv2.collections.formats import read_records
 from mlx_convnextv2.messages import json_text
 
 ODD = [
@@ -163,3 +164,33 @@ def test_a_program_gets_the_same(mlx_folder, photos, tmp_path) -> None:
     assert isinstance(summary, Summary)
     assert (summary.images, summary.failed) == (1, 0)
     assert len(json.loads((tmp_path / "out.jsonl").read_text())["predictions"]) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"image": 5, "error": "gone"}',
+        '{"image": "a"}',
+        '{"image": "a", "predictions": [1]}',
+        '{"image": "a", "predictions": [{"label": {}, "score": 1.0, "index": 1}]}',
+    ],
+)
+def test_a_damaged_line_names_its_file(tmp_path, line) -> None:
+    (tmp_path / "part.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"part\.jsonl is damaged"):
+        list(read_records(tmp_path / "part.jsonl"))
+
+
+def test_a_damaged_parquet_file_is_named(classify, photos) -> None:
+    pytest.importorskip("pyarrow")
+    classify("--output", "part.parquet")
+    content = (photos / "part.parquet").read_bytes()
+    said = set()
+    for place in range(4, len(content), 97):
+        (photos / "part.parquet").write_bytes(content[:place] + bytes([content[place] ^ 255]) + content[place + 1 :])
+        try:
+            list(read_records(photos / "part.parquet"))
+        except ValueError as error:
+            said.add(str(error).partition(":")[0])
+    assert said == {f"{photos / 'part.parquet'} is damaged"}
