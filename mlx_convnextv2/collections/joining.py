@@ -9,7 +9,7 @@ from ..messages import some
 from .formats import read_records
 from .manifest import read_manifest
 from .outputs import Destination, OneFile, plan
-from .runs import find_parts, is_finished
+from .runs import count_finished, find_parts
 from .shards import Shard
 
 
@@ -31,13 +31,15 @@ def merge(
     Raises:
         FileNotFoundError: the folder holds no results.
         OSError: `output` cannot be written.
-        ValueError: the run is not finished, a part is damaged, or `output` is a folder.
+        ValueError: the run is not finished, a part is missing or damaged, or `output` is a folder.
     """
     folder = Path(folder).expanduser()
     count = read_manifest(folder).get("shards")
     if not isinstance(count, int) or count < 1:
         raise ValueError(f"the manifest of {folder} does not say how many shards there are")
-    unfinished = [str(shard) for i in range(count) if not is_finished(folder, shard := Shard(i + 1, count))]
+    shards = [Shard(i + 1, count) for i in range(count)]
+    counts = [count_finished(folder, shard) for shard in shards]
+    unfinished = [str(shard) for shard, images in zip(shards, counts, strict=True) if images is None]
     if unfinished and not partial:
         what = "" if count == 1 else f": shard {some(unfinished)} is not done"
         raise ValueError(f"the run in {folder} is not finished{what}. Start it again, or pass partial (--partial)")
@@ -52,4 +54,9 @@ def merge(
             for record in read_records(path):
                 writer.write(record)
                 records += 1
+        if not partial and records != (whole := sum(filter(None, counts))):
+            raise ValueError(
+                f"{folder} has {records} of {whole} images, so a part is missing. Start the run again, which makes it "
+                "anew, or pass partial (--partial)"
+            )
     return records

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..files import output_files
+from ..files.json_files import read_json
 from .formats import open_writer, read_records
 from .manifest import agree
 from .records import Record, Writer
@@ -112,8 +113,15 @@ def find_parts(folder: Path) -> list[tuple[str, int, Path]]:
     return [(f"{match[1]}of{match[2]}", int(match[3]), path) for match, path in found]
 
 
-def is_finished(folder: Path, shard: Shard) -> bool:
-    return (folder / f"shard-{shard.index}of{shard.count}.json").is_file()
+def count_finished(folder: Path, shard: Shard) -> int | None:
+    """How many images a shard has that is done, or None if it is not done."""
+    path = folder / f"shard-{shard.index}of{shard.count}.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("images"), int):
+        raise ValueError(f"{path} is damaged: delete it and start the run again, which makes it anew")
+    return int(found["images"])
 
 
 def _hash(name: str) -> bytes:

@@ -189,6 +189,17 @@ def test_parts_of_each_format_join_to_a_file_of_each(classify, results, run, pho
     assert joined.read_bytes() == direct.read_bytes()
 
 
+def test_a_part_that_was_deleted_is_missed_and_made_anew(classify, results, run, photos, tmp_path) -> None:
+    classify(images=[photos / "0"])
+    (results / "part-1of1-000002.jsonl").unlink()
+    refused = run("classify", "--merge", results, "--output", tmp_path / "joined.csv")
+    assert (refused.returncode, (tmp_path / "joined.csv").exists()) == (2, False)
+    assert "51 of 61 images" in refused.stderr
+    assert len(merged(run, results, "--partial")) == 51
+    classify(images=[photos / "0"])
+    assert len(merged(run, results)) == 61
+
+
 @pytest.mark.parametrize(("folder", "word"), [("gone", "manifest.json"), (".", "manifest.json")])
 def test_merging_what_is_no_run_is_a_sentence(run, tmp_path, folder, word) -> None:
     result = run("classify", "--merge", tmp_path / folder)
