@@ -66,7 +66,6 @@ def build_parser() -> argparse.ArgumentParser:
     inputs.add_argument("--allow-urls", action="store_true", help="fetch http and https addresses")
     inputs.add_argument("--fps", type=terminal.positive, metavar="F", help="frames a second of a video (default: 1)")
     inputs.add_argument("-0", "--null", action="store_true", help="NUL bytes end the names in @LIST")
-    parser._has_negative_number_optionals.clear()  # or -1 would be taken for an option, as -0 is
     outputs = parser.add_argument_group("results")
     outputs.add_argument("--format", choices=_FORMATS, help="how to write (default: table, or --output's suffix)")
     outputs.add_argument("--output", metavar="PATH", help="a file, or a folder for parts, where a later run goes on")

@@ -217,7 +217,7 @@ def test_nothing_done_is_2(classify, tmp_path, name):
         ((), "IMAGE"),
         (("--top-k", "0", "x.png"), "at least 1"),
         (("--top-k", "many", "x.png"), "many"),
-        (("--batch-size", "-1", "x.png"), "at least 1"),
+        (("--batch-size=-1", "x.png"), "at least 1"),
         (("--format", "xml", "x.png"), "xml"),
         (("--dtype", "int8", "x.png"), "int8"),
         (("--demo", "--model", "m"), "--model"),

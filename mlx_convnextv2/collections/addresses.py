@@ -125,6 +125,7 @@ class _Pinned(http.client.HTTPConnection):
     def __init__(self, scheme: str, host: str, port: int, deadline: float):
         super().__init__(host, port)
         self._scheme, self._deadline = scheme, deadline
+        self.default_port = 443 if scheme == "https" else 80  # which is left out of the Host header
         self._timer: threading.Timer | None = None
 
     def connect(self) -> None:

@@ -144,6 +144,20 @@ def test_a_name_is_resolved_once_and_all_its_addresses_count(server, monkeypatch
     assert answers == [["127.0.0.1"]]
 
 
+def test_the_usual_port_is_no_part_of_the_host(monkeypatch) -> None:
+    """A signed address counts as another one with the port in it."""
+    sent: list[bytes] = []
+
+    def send(self: addresses._Pinned, data: bytes) -> None:
+        sent.append(data)
+        raise OSError("cut")
+
+    monkeypatch.setattr(addresses._Pinned, "send", send)
+    with pytest.raises(OSError, match="cut"):
+        fetch("https://example.com/cat.png")
+    assert b"\r\nHost: example.com\r\n" in sent[0]
+
+
 PRIVATE = [
     "127.0.0.1",
     "10.1.2.3",
