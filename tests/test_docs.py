@@ -35,6 +35,7 @@ def test_the_table_of_sizes_is_the_scripts(output):
     assert block[1] == output("model_sizes.py")
 
 
+@pytest.mark.slow
 def test_the_page_of_bytes_and_bounds_is_the_scripts(output):
     page = (ROOT / "docs" / "metal-figures.md").read_text(encoding="utf-8")
     assert page == f"{output('metal_figures.py')}\n"

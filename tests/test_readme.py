@@ -4,6 +4,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -78,12 +79,14 @@ def test_every_command_is_of_a_kind_that_is_tested_here():
     assert all(command.startswith(("python -m mlx_convnextv2.", "cat cat.jpg | python")) for command in EXAMPLES)
 
 
-def test_the_commands_run_in_order_word_for_word(world, run):
-    folder, env = world
+@pytest.mark.parametrize("large", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_commands_run_in_order_word_for_word(world, run, tmp_path, large):
+    """Those that need a large extra, where it is installed, only among the slow tests: importing it takes seconds."""
+    folder, env = Path(shutil.copytree(world[0], tmp_path / "folder")), world[1]
     for command in EXAMPLES:
-        if ".pt " in command and not importlib.util.find_spec("torch"):
+        if ".pt " in command and not (large and importlib.util.find_spec("torch")):
             continue  # needs the extra `torch`, as README says
-        if "--format coreml" in command and not importlib.util.find_spec("coremltools"):
+        if "--format coreml" in command and not (large and importlib.util.find_spec("coremltools")):
             continue  # needs the extra `coreml`
         if "--format onnx" in command and not importlib.util.find_spec("onnx"):
             continue  # needs the extra `onnx`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,9 +53,10 @@ def all_but(name: str, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {key: array for key, array in weights.items() if key != name}
 
 
-def test_each_tensor_that_is_missing_or_of_another_shape_is_named(copy, small_model):
+def test_a_tensor_of_each_kind_that_is_missing_or_of_another_shape_is_named(copy, small_model):
     original = (copy / "model.safetensors").read_bytes()
-    for name, parameter in parameters(small_model).items():
+    kinds = {re.sub(r"\d+", "N", name): (name, parameter) for name, parameter in parameters(small_model).items()}
+    for name, parameter in kinds.values():
         (copy / "model.safetensors").write_bytes(original)
         rewrite(copy, partial(all_but, name))
         assert_refused(copy, "1 missing", name)

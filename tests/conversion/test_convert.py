@@ -123,14 +123,12 @@ def test_what_a_conversion_was_made_from_outlives_a_second_conversion_and_there_
         assert json.loads((out.parent / "back" / name).read_text()) == json.loads((source / name).read_text())
 
 
-def test_convert_py_at_the_root_is_the_same_command(run_process, hf_folder, tmp_path):
+def test_convert_py_at_the_root_is_the_same_command(convert, hf_folder, tmp_path):
     (tmp_path / "module").mkdir()
     (tmp_path / "script").mkdir()
-    arguments = ["--hf-path", hf_folder, "--mlx-path", "out", "--dtype", "float16"]
-    module = run_process("convert", *arguments, cwd=tmp_path / "module")
-    script = subprocess.run(
-        [sys.executable, ROOT / "convert.py", *arguments], cwd=tmp_path / "script", capture_output=True, text=True
-    )
+    module = convert(hf_folder, "out", "--dtype", "float16", cwd=tmp_path / "module")
+    words = [sys.executable, ROOT / "convert.py", "--hf-path", hf_folder, "--mlx-path", "out", "--dtype", "float16"]
+    script = subprocess.run(words, cwd=tmp_path / "script", capture_output=True, text=True)
     assert (module.returncode, module.stdout, module.stderr) == (script.returncode, script.stdout, script.stderr)
     assert module.returncode == 0
     assert content(tmp_path / "module") == content(tmp_path / "script")

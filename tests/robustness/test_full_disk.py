@@ -133,7 +133,7 @@ def full(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(Path, "write_bytes", refuse)
 
 
-@pytest.mark.parametrize("option", ["--json", "--plot"])
+@pytest.mark.parametrize("option", ["--json", pytest.param("--plot", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("old", [b"old", None])
 def test_a_report_that_does_not_fit_is_a_sentence_and_leaves_what_was_there(option, old, tmp_path, monkeypatch, capsys):
     if option == "--plot":

@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*has no preprocessor_config"),
     pytest.mark.filterwarnings("ignore:.*has no final norm"),
 ]
-many = settings(max_examples=40, derandomize=True)
+many = settings(max_examples=25, derandomize=True)
 
 
 def outcome(read: Callable[..., Any], *arguments: object) -> str | None:

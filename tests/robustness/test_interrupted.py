@@ -178,7 +178,7 @@ def test_what_a_killed_run_left_beside_another_target_is_left_alone(hf_folder, o
 # --- stopped --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_conversion_that_is_stopped_while_it_writes_leaves_nothing_and_says_nothing(source, out, sent):
     for _ in range(20):  # until it is still writing when the signal arrives
         process = start(source, out)
