@@ -121,7 +121,9 @@ def _inputs(arguments: Sequence[str]) -> list[Any]:
 
 
 def _name(result: Explanation) -> str:
-    return str(getattr(result.image, "argument", getattr(result.image, "name", result.image)))
+    from .images.decode import name_of
+
+    return str(getattr(result.image, "argument", name_of(result.image)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -208,3 +211,51 @@ def test_a_server_that_drips_is_cut_at_the_deadline(server, monkeypatch) -> None
     monkeypatch.setattr(addresses, "SECONDS", 0.3)
     with pytest.raises(OSError, match=r"more than 0\.3 seconds"):
         fetch(f"{server}/drip")
+
+
+@pytest.fixture
+def secure_server(server, tmp_path, monkeypatch) -> Iterator[str]:
+    """The address of a server with a certificate for the name cats.test, which resolves to this machine."""
+    openssl = shutil.which("openssl") or pytest.skip("no openssl makes a certificate")
+    command = [
+        openssl,
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-subj",
+        "/CN=cats.test",
+    ]
+    command += ["-addext", "subjectAltName=DNS:cats.test", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(self.headers["Host"].encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    resolve = socket.getaddrinfo
+    here = lambda host, *rest, **options: resolve("127.0.0.1" if host.endswith(".test") else host, *rest, **options)  # noqa: E731
+    monkeypatch.setattr(socket, "getaddrinfo", here)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.socket = context.wrap_socket(running.socket, server_side=True)
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"cats.test:{running.server_port}"
+        running.shutdown()
+
+
+@pytest.mark.usefixtures("here_is_public")
+def test_the_certificate_is_checked_for_the_name_and_not_for_the_number(secure_server) -> None:
+    assert fetch(f"https://{secure_server}/") == secure_server.encode()
+    with pytest.raises(OSError, match="certificate"):
+        fetch(f"https://{secure_server.replace('cats', 'dogs')}/")

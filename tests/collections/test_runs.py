@@ -9,14 +9,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from photo_files import make_photos
 
-from mlx_convnextv2.collections import Shard
+from mlx_convnextv2 import ImageClassifier
+from mlx_convnextv2.collections import Shard, Watch, classify_images
+from mlx_convnextv2.collections.records import Record
 from mlx_convnextv2.collections.runs import Names, find_parts
 from mlx_convnextv2.demo import DEMO
 
@@ -91,6 +93,31 @@ def test_an_image_that_is_named_twice_is_there_twice_after_any_number_of_runs(cl
     for _ in range(3):
         assert classify(images=images).returncode == 0
     assert [Path(json.loads(line)["image"]).name for line in merged(run, results)] == ["1.jpg", "2.jpg", "1.jpg"]
+
+
+def test_names_are_taken_only_as_images_are_done(mlx_folder, photos, tmp_path) -> None:
+    """So memory does not grow with the number of names, and a list may have no end."""
+    taken, seen = [], []
+
+    def endless() -> Iterator[str]:
+        while True:
+            taken.append(1)
+            yield str(photos / "0" / "1.jpg")
+
+    class Enough(Exception):  # noqa: N818
+        pass
+
+    class Stop(Watch):
+        def advance(self, record: Record) -> None:
+            seen.append(record)
+            if len(seen) == 100:
+                raise Enough
+
+    classifier = ImageClassifier(mlx_folder, batch_size=4)
+    with pytest.raises(Enough):
+        classify_images(classifier, endless(), tmp_path / "results", part_size=30, watch=Stop())
+    assert len(taken) <= 100 + 3 * 4 + 2 * (os.cpu_count() or 1)
+    assert len(find_parts(tmp_path / "results")) == 3
 
 
 def test_names_are_taken_as_often_as_they_are_there() -> None:
