@@ -112,8 +112,9 @@ def tuned_on_gpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
 
 
 def tuned_on_cpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
-    """The whole model, in numpy or in MLX's own operations."""
+    """The whole model, in ONNX Runtime, in numpy or in MLX's own operations."""
     from .numpy_classifier import NumpyClassifier, supports
+    from .onnxruntime_classifier import ONNXRuntimeClassifier, is_installed
 
     body, _ = body_and_classifier(model, pooled)
     layers = [[plain_block(layer) for layer in stage.layers] for stage in body.encoder.stages]
@@ -124,10 +125,16 @@ def tuned_on_cpu(model: Model, tuner: Tuner, pooled: bool = False) -> Tuned:
         in_numpy = NumpyClassifier(model, pooled)
         form += f", {in_numpy.workers} workers"
         functions = {"numpy": in_numpy, **functions}
-    rule = dispatch.choose(dtype, 1)
+        if is_installed():
+            engine = ONNXRuntimeClassifier(model, pooled)
+            engine.start()
+            if engine.session:
+                form += f", ONNX Runtime {engine.session.version}"
+                functions = {"onnxruntime": engine, **functions}
+    rule = next((name for name in ("onnxruntime", dispatch.choose(dtype, 1)) if name in functions), PLAIN)
 
     def trials(shape: Shape) -> list[Trial]:
-        return [model_trial(functions, rule if rule in functions else PLAIN, shape, dtype, form)]
+        return [model_trial(functions, rule, shape, dtype, form)]
 
     return Tuned(model, trials, lambda names: functions[names[0]], tuner)
 

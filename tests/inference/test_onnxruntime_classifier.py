@@ -109,6 +109,14 @@ class TestWhoComputes:
         make_ready(predict)
         assert "blocks in ONNX Runtime 1." in describe(small_model, predict)
 
+    def test_where_measuring_is_asked_for_it_is_measured(self, small_model, monkeypatch) -> None:
+        monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", "1")
+        predict = fuse(small_model)
+        assert_close(predict(pixels(1, 32, 32, 3)), plain(small_model, pixels(1, 32, 32, 3)))
+        ((trial, verdict),) = predict.verdicts((1, 32, 32, 3))
+        assert trial.candidates == ("onnxruntime", "numpy", "plain")
+        assert "onnxruntime" in verdict.proven
+
     @pytest.mark.parametrize("path", ["numpy", "plain"])
     def test_other_paths_leave_it_out(self, path: str, small_model, monkeypatch) -> None:
         assert not isinstance(fuse(small_model, path), ONNXRuntimeClassifier)

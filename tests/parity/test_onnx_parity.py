@@ -1,10 +1,11 @@
-"""ONNX files in ONNX Runtime beside transformers, on the same random weights."""
+"""ONNX Runtime, with our files and as our engine, beside transformers on the same random weights."""
 
 from __future__ import annotations
 
 import gc
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from reference import pair
 
-from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification
+from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, fuse
 from mlx_convnextv2.graphs.onnx import export_onnx
 from mlx_convnextv2.model.config import SIZES
 
@@ -38,10 +39,16 @@ def test_onnx_runtime_s_answers_are_transformers(size: str, tmp_path: Path) -> N
     with torch.no_grad():
         outputs = theirs.convnextv2(torch.from_numpy(pixel_values.transpose(0, 3, 1, 2).copy()))
         embedding = outputs.pooler_output.numpy()
-        probabilities = torch.softmax(theirs.classifier(outputs.pooler_output), -1).numpy()
+        logits = theirs.classifier(outputs.pooler_output)
+        probabilities, logits = torch.softmax(logits, -1).numpy(), logits.numpy()
     del theirs
     gc.collect()
-    precisions = [("float32", None, 2e-5 if size == "huge" else 1e-5), ("float16", None, 2.0**-7)]
+    float32 = 2e-5 if size == "huge" else 1e-5
+    for expected, pooled in ((logits, False), (embedding, True)):
+        answer = np.array(fuse(ours, "onnxruntime", pooled=pooled)(mx.array(pixel_values)))
+        print(f"{size} engine {np.abs(answer - expected).max() / np.abs(expected).max():.1e}")
+        assert np.abs(answer - expected).max() <= float32 * np.abs(expected).max()
+    precisions = [("float32", None, float32), ("float16", None, 2.0**-7)]
     for dtype, bits, tolerance in precisions if size == "huge" else [*precisions, ("float32", 8, 2.0**-4)]:
         export_onnx(ours, processor, tmp_path / "o", features=True, dtype=dtype, q_bits=bits, overwrite=True)
         assert (tmp_path / "o" / "model.onnx_data").exists() == ((size, dtype) == ("huge", "float32"))
