@@ -24,6 +24,11 @@ STEPS = {
         "ImageClassifier(sys.argv[1], dtype=sys.argv[2] or None)([np.zeros((300, 400, 3), np.uint8)] * 8)"
     ),
 }
+IN_ONNX_RUNTIME = {
+    "classify one image in ONNX Runtime": (
+        "import os; os.environ['MLX_CONVNEXTV2_OPS'] = 'onnxruntime'\n" + STEPS["classify one image"]
+    )
+}
 
 
 def peak(code: str, *arguments: str) -> float:
@@ -35,7 +40,7 @@ def peak(code: str, *arguments: str) -> float:
     return int(done.stdout) / 1e6
 
 
-def measure(size: str, dtype: str = "") -> tuple[float, float, dict[str, float]]:
+def measure(size: str, dtype: str = "", steps: dict[str, str] = STEPS) -> tuple[float, float, dict[str, float]]:
     """In MB: the weights in float32, the peak of the imports alone, and what each step takes above that."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "checkpoint"
@@ -46,7 +51,7 @@ def measure(size: str, dtype: str = "") -> tuple[float, float, dict[str, float]]
         peak(make, size, str(folder))
         weights = (folder / "model.safetensors").stat().st_size / 1e6
         bare = peak("")
-        return weights, bare, {name: peak(code, str(folder), dtype) - bare for name, code in STEPS.items()}
+        return weights, bare, {name: peak(code, str(folder), dtype) - bare for name, code in steps.items()}
 
 
 def main() -> None:

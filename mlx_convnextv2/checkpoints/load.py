@@ -89,6 +89,7 @@ def load(
         model = load_unread(checkpoint, dtype, model_class, asked=config_overrides)
     try:
         mx.eval(model.parameters())  # lazy arrays can only be used in the thread that made them
+        mx.clear_cache()  # of what was read in another layout
     except RuntimeError as error:
         if not str(error).startswith("[read]"):  # not the file's fault
             raise

@@ -84,7 +84,8 @@ class Weights:
                 files[tensor.file] = read_tensors(tensor.file)
             array = files[tensor.file][tensor.key]
             if tensor.transpose:
-                array = array.transpose(TO_MLX)  # (out, in, height, width) -> (out, height, width, in)
+                # (out, in, height, width) -> (out, height, width, in), in that order in memory, where numpy reads it
+                array = mx.contiguous(array.transpose(TO_MLX))
             array = array.reshape(tensor.shape)
             if dtype is not None and is_floating(array.dtype):  # quantized weights are integers
                 array = array.astype(dtype)

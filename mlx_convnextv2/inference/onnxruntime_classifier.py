@@ -15,7 +15,9 @@ import numpy as np
 from ..messages import one_line
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
 from ..ops.tolerances import CONTENDER
+from ..runtime.heap import return_freed_memory
 from ..runtime.numpy_blas import blas_name
+from ..runtime.threads import release_scratch
 from .numpy_block import as_numpy
 from .numpy_classifier import NumpyClassifier
 from .snapshot import in_float32
@@ -83,11 +85,12 @@ class ONNXRuntimeClassifier:
         """Make the session, unless that is done or has failed. Its answer to these images must be numpy's."""
         if self.session is not None or self.problem is not None:
             return
+        expected = np.array(self.in_numpy(pixel_values))
+        release_scratch()  # numpy's work is done
         try:
             # In another thread, for ONNX Runtime would lose what a Ctrl-C raises within it.
             with ThreadPoolExecutor(1) as thread:
                 session, answer = thread.submit(self._try, as_numpy(pixel_values)).result()
-            expected = np.array(self.in_numpy(pixel_values))
         except Exception as error:  # whatever is wrong with ONNX Runtime, numpy computes
             self.problem = one_line(error)
             return
@@ -101,6 +104,7 @@ class ONNXRuntimeClassifier:
         from .onnxruntime_session import Session
 
         session = Session(self._model, self._pooled)
+        return_freed_memory()  # for ONNX Runtime to have it in blocks of its own
         return session, session(images)
 
     def __str__(self) -> str:

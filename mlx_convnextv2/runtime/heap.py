@@ -16,3 +16,10 @@ def keep_freed_memory() -> None:
     if mallopt is not None:  # musl has none
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return to the system what it holds for later. Does nothing elsewhere."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -10,13 +10,20 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 MAX_WORKERS = 8  # more of them wait for Python's lock rather than work
 _KEPT_ELEMENTS = 2**24  # 64 MiB: larger scratch arrays are given back after use
 
+
+class _Arrays(dict[str, np.ndarray]):
+    """The scratch arrays of a thread."""
+
+
 _local = threading.local()
+_of_threads: WeakValueDictionary[int, _Arrays] = WeakValueDictionary()
 
 
 def scratch(name: str, *shape: int) -> np.ndarray:
@@ -27,10 +34,19 @@ def scratch(name: str, *shape: int) -> np.ndarray:
     size = math.prod(shape)
     if size > _KEPT_ELEMENTS:
         return np.empty(shape, np.float32)
-    arrays: dict[str, np.ndarray] = _local.__dict__
-    if name not in arrays or arrays[name].size < size:
-        arrays[name] = np.empty(size, np.float32)
-    return arrays[name][:size].reshape(shape)
+    arrays: _Arrays | None = getattr(_local, "arrays", None)
+    if arrays is None:
+        arrays = _local.arrays = _of_threads[threading.get_ident()] = _Arrays()
+    array = arrays.get(name)
+    if array is None or array.size < size:
+        array = arrays[name] = np.empty(size, np.float32)
+    return array[:size].reshape(shape)
+
+
+def release_scratch() -> None:
+    """Give the memory of all threads' scratch arrays back, but for those in use now."""
+    for arrays in list(_of_threads.values()):
+        arrays.clear()
 
 
 @cache

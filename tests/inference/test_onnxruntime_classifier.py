@@ -13,7 +13,7 @@ import pytest
 from checkpoint_files import assert_close
 from conftest import SMALL, randomize
 
-from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, ImageClassifier, fuse
+from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, ImageClassifier, fuse, load
 from mlx_convnextv2.inference import onnxruntime_classifier
 from mlx_convnextv2.inference.fuse import describe, make_ready
 from mlx_convnextv2.inference.numpy_classifier import NumpyClassifier
@@ -147,6 +147,15 @@ class TestWhoComputes:
         assert "because ONNX Runtime cannot be used here (" in describe(small_model, predict)
         with pytest.raises(ImportError, match=r"cannot be used here .* pip install"):
             fuse(small_model, "onnxruntime")
+
+
+def test_it_reads_the_weights_where_mlx_has_them(hf_folder: Path) -> None:
+    model, _ = load(hf_folder)
+    arrays = started(model).session._arrays
+    block = model.convnextv2.encoder.stages[1].layers[1]
+    for name, weight in (("pwconv1", block.pwconv1.weight), ("pwconv2", block.pwconv2.weight)):
+        assert np.shares_memory(arrays[f"stage2.block2.{name}.weight"], np.array(weight, copy=False))
+    assert np.array(model.convnextv2.embeddings.patch_embeddings.weight, copy=False).flags.c_contiguous
 
 
 def test_weights_set_after_fuse_do_not_change_its_answers() -> None:
