@@ -6,23 +6,21 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import terminal
 from .demo import DEMO
-from .messages import cut, printable
 from .runtime.quick_start import end_quickly, import_numpy
 from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from .collections.records import Record, Writer
+    from .collections.records import Record
     from .collections.shards import Shard
 
 _FORMATS = ("table", "jsonl", "csv", "parquet", "json")  # the last is another name for jsonl
-_BAR_WIDTH = 24
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.classify cat.jpg
@@ -82,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     terminal.check_model(parser, args)
+    args.output = None if args.output == "-" else args.output  # standard output
     if args.merge is not None:
         if args.images or args.demo:
             parser.error("--merge joins what is there: give no IMAGE")
@@ -99,7 +98,7 @@ def classify(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     import_numpy()
     end_quickly()
-    from .collections import Watch, classify_images
+    from .collections import Printed, Watch, classify_images
     from .inference.classifier import ImageClassifier
 
     class Report(Watch):
@@ -129,7 +128,7 @@ def classify(args: argparse.Namespace) -> int:
     options |= {"allow_urls": args.allow_urls, "fps": args.fps, "null": args.null}
     options |= {"notice": terminal.say if sys.stderr.isatty() else None}
     with closing(terminal.Bar()) as bar:
-        output = args.output or Printed(args.format, bar)
+        output = args.output or Printed(args.format, bar.clear)
         images = args.images or [_shortest(DEMO / "images")]
         summary = classify_images(classifier, images, output, watch=Report(), **options)
     if args.verbose or (summary.images + summary.before > 1 and (args.output or sys.stderr.isatty())):
@@ -149,9 +148,9 @@ def classify(args: argparse.Namespace) -> int:
 
 def merge(args: argparse.Namespace) -> int:
     """Join the parts of a run, and print or write."""
-    from .collections import merge as join
+    from .collections import Printed, merge as join
 
-    output = args.output or Printed(args.format, terminal.Bar())
+    output = args.output or Printed(args.format)
     images = join(args.merge, output, format=args.format, partial=args.partial)
     if args.output:
         terminal.say(f"classify: {images} images are joined")
@@ -177,67 +176,6 @@ def _shard(args: argparse.Namespace) -> tuple[Shard | None, bool]:
 def _shortest(path: Path) -> str:
     """The relative or the absolute path, whichever is shorter."""
     return min(os.path.relpath(path), str(path), key=len)
-
-
-class Printed:
-    """Writes records to standard output at once: to programs in UTF-8, to people as a table."""
-
-    part_size: int | None = None
-    done = 0
-
-    def __init__(self, format: str | None, bar: terminal.Bar):
-        if format == "parquet":
-            raise ValueError("Parquet is not printed: name a file with --output")
-        self._format, self._bar = "jsonl" if format == "json" else format or "table", bar
-
-    def has(self, image: str) -> bool:
-        return False
-
-    @contextmanager
-    def part(self) -> Iterator[Writer]:
-        from .collections.formats import open_writer
-
-        self._writer = Table() if self._format == "table" else open_writer(self._format, sys.stdout.buffer)
-        yield self
-
-    def write(self, record: Record) -> None:
-        self._bar.clear()  # it may be on the same terminal
-        self._writer.write(record)
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        pass
-
-    def finish(self, images: int, failed: int) -> None:
-        pass
-
-
-class Table:
-    """A block for each image: its name, then a line for each label with its score as a number and a bar."""
-
-    def __init__(self) -> None:
-        self._eighths = " ▏▎▍▌▋▊▉█" if _can_print("█") else " ......##"
-
-    def write(self, record: Record) -> None:
-        if record.predictions is not None:
-            print(printable(record.image))
-        for found in record.predictions or []:
-            print(f"  {found['score']:6.1%}  {self._bar(found['score'])}  {cut(printable(found['label']))}")
-
-    def close(self) -> None:
-        pass
-
-    def _bar(self, score: float) -> str:
-        full, rest = divmod(round(score * _BAR_WIDTH * 8), 8)
-        return (self._eighths[8] * full + self._eighths[rest].strip()).ljust(_BAR_WIDTH)
-
-
-def _can_print(text: str) -> bool:
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 if __name__ == "__main__":

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     from .library.embed import embed_folder as embed_folder
     from .library.library import Library as Library
     from .library.output import search_library as search_library
+    from .printed import Printed as Printed
     from .shards import Shard as Shard
     from .streams import stream_records as stream_records
 
 # Imported on first use: `classify --help` loads nothing heavy.
 _MODULES = {
     **dict.fromkeys(("Summary", "Watch", "classify_images"), "classification"),
-    **{"Shard": "shards", "find_inputs": "inputs", "merge": "joining", "stream_records": "streams"},
+    **{
+        "Printed": "printed",
+        "Shard": "shards",
+        "find_inputs": "inputs",
+        "merge": "joining",
+        "stream_records": "streams",
+    },
     **{"Library": "library.library", "embed_folder": "library.embed", "search_library": "library.output"},
 }
 

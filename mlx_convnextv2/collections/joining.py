@@ -35,7 +35,7 @@ def merge(
     """
     folder = Path(folder).expanduser()
     count = read_manifest(folder).get("shards")
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, int) or not 1 <= count < 1_000_000:
         raise ValueError(f"the manifest of {folder} does not say how many shards there are")
     shards = [Shard(i + 1, count) for i in range(count)]
     counts = [count_finished(folder, shard) for shard in shards]

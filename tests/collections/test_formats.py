@@ -134,6 +134,11 @@ def test_a_place_that_does_not_fit_is_a_sentence(classify, photos, arguments, wo
     assert sorted(photos.iterdir()) == before
 
 
+def test_a_dash_as_output_is_standard_output(classify, photos) -> None:
+    assert classify("--output", "-", "--format", "csv").stdout == classify("--format", "csv").stdout
+    assert not (photos / "-").exists()
+
+
 def test_a_file_that_is_interrupted_leaves_the_old_one(classify, photos, mlx_folder, monkeypatch) -> None:
     (photos / "labels.csv").write_text("old")
     stream = ImageClassifier.stream

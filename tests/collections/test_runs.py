@@ -234,6 +234,12 @@ def test_merging_what_is_no_run_is_a_sentence(run, tmp_path, folder, word) -> No
     assert word in result.stderr
 
 
+def test_a_manifest_of_a_billion_shards_is_a_sentence(run, tmp_path) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "mlx_convnextv2 results", "shards": 1000000000}')
+    result = run("classify", "--merge", tmp_path)
+    assert (result.returncode, "how many shards" in result.stderr) == (2, True)
+
+
 def test_the_launchers_processes_take_their_shares_and_a_bad_image_ends_no_other(
     run, photos, tmp_path, results
 ) -> None:
