@@ -19,6 +19,9 @@ MAX_BYTES = 100_000_000
 SECONDS = 30.0  # for the whole picture, redirects included
 _REDIRECTS = 5
 _CHUNK = 65_536
+# Local, though Python's tables (of some versions) do not say so: IPv6's old site-local addresses, IETF's protocol block
+# with Oracle's metadata service in it, and Azure's host.
+_LOCAL = [ipaddress.ip_network(one) for one in ("fec0::/10", "192.0.0.0/24", "168.63.129.16/32")]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")  # which leads to the IPv4 address in its last bits
 
 
@@ -67,7 +70,7 @@ def is_public(host: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in one for one in _LOCAL)
 
 
 def _get(address: str, deadline: float) -> bytes | str:
