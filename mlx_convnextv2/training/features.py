@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
 
 from ..checkpoints.processor import ConvNextImageProcessor
 from ..inference.fuse import fuse
+from ..inference.pipeline import Pipeline, Result, run_results
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
@@ -37,46 +37,19 @@ def compute_features(
     """
     progress = progress or Progress()
     workers = workers or available_cpus()
-    embed = fuse(model, pooled=True)
     features = np.zeros((len(files), model.config.hidden_sizes[-1]), np.float32)
     errors: Errors = {}
-    minimum = model.config.min_image_shape
-
-    def prepare(file: Path) -> np.ndarray | Exception:
-        try:
-            pixels = processor.preprocess(file)
-        except (ValueError, OSError) as error:
-            return error
-        if pixels.shape[0] < minimum[0] or pixels.shape[1] < minimum[1]:
-            return ValueError(f"{file} is too small: the model needs {minimum[0]} x {minimum[1]} pixels")
-        return pixels
-
+    pipeline = Pipeline(model, processor, batch_size=BATCH_SIZE)
     progress.begin(name, len(files))
-    waiting: list[tuple[int, np.ndarray]] = []
-
-    def flush() -> None:
-        if not waiting:
-            return
-        pixel_values = [pixels for _, pixels in waiting]
-        pixel_values += [pixel_values[-1]] * (BATCH_SIZE - len(waiting))  # one shape needs only one graph
-        rows = np.array(embed(mx.array(np.stack(pixel_values))).astype(mx.float32))
-        for (index, _), row in zip(waiting, rows, strict=False):
-            features[index] = row
-        progress.advance(len(waiting))
-        waiting.clear()
-
-    prepared = map_ahead(prepare, files, workers, BATCH_SIZE + workers)
-    with closing(prepared):
-        for index, pixels in enumerate(prepared):
-            if isinstance(pixels, Exception):
-                errors[index] = pixels
+    prepared = map_ahead(pipeline.prepare, map(Result, files), workers, BATCH_SIZE + workers)
+    # Full batches, because one shape needs only one graph.
+    with closing(run_results(fuse(model, pooled=True), prepared, BATCH_SIZE, BATCH_SIZE)) as answers:
+        for index, (result, row) in enumerate(answers):
+            if row is None:
+                errors[index] = result.error or ValueError(f"{result.image} has no features")
                 continue
-            if waiting and waiting[-1][1].shape != pixels.shape:
-                flush()
-            waiting.append((index, pixels))
-            if len(waiting) == BATCH_SIZE:
-                flush()
-    flush()
+            features[index] = row
+            progress.advance(1)
     progress.end()
     if not np.isfinite(features).all():
         raise ValueError("the features are not finite: the model's weights are damaged, or too large for its dtype")

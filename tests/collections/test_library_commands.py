@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Browser, find_chromium
 from conftest import ROOT
 from libraries import content, picture, write
 from PIL import Image
@@ -62,6 +63,17 @@ def test_what_failed_is_named_and_the_status_says_so(run, tmp_path):
     assert "1 pictures are missing from folders that are empty" in done.stderr
 
 
+def test_a_process_of_the_launcher_does_its_share(run, tmp_path):
+    for number in range(6):
+        write(tmp_path / "photos" / f"{number}.png", picture(number) if number else b"no image")
+    for rank in "01":
+        env = {"MLX_RANK": rank, "MLX_WORLD_SIZE": "2"}
+        done = run("embed", tmp_path / "photos", "--output", tmp_path / "library", "--model", DEMO, env=env)
+        assert done.returncode == 0  # also where a picture failed, because another status would end the other process
+    assert [str(shard) for shard in Library(tmp_path / "library").shards] == ["1/2", "2/2"]
+    assert len(content(tmp_path / "library")) == 5
+
+
 def test_how_to_read_iphones_photos_is_said_once(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     for name in ("a.heic", "b.heic"):
@@ -78,6 +90,7 @@ def test_how_to_read_iphones_photos_is_said_once(run, tmp_path, monkeypatch):
         (["{}", "--output", "{}"], "is a folder of other things"),
         (["{}", "--output", "{}/library", "--shard", "3/2"], "a shard is one of 1/2 to 2/2"),
         (["--output", "{}"], "give at least one FOLDER"),
+        ([str(ROOT / ".github"), "--output", "{}/library"], "no images in"),
     ],
 )
 def test_a_mistake_is_one_sentence(run, tmp_path, arguments, message):
@@ -162,6 +175,23 @@ def test_names_are_text_on_the_page_and_a_picture_that_is_gone_leaves_a_word(tmp
     assert "\u202e" not in page
     assert "&lt;img src=x onerror=alert(1)&gt; \\u202e&amp;&#x27;&quot;.png" in page
     assert page.count("the file cannot be read any more") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_chromium() is None, reason="needs Chromium and its driver")
+def test_a_browser_shows_every_picture_and_has_nothing_to_complain_of(library, run, tmp_path):
+    page = tmp_path / "page.html"
+    run("search", library, DIGITS / "digit-3.png", "--output", page)
+    browser = Browser()
+    try:
+        browser.open(page.as_uri())
+        assert browser.wait("[...document.images].every((image) => image.complete)")
+        widths = browser.run("return [...document.images].map((image) => image.naturalWidth)")
+        assert widths == [64] * 11
+        assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+        assert browser.log() == []
+    finally:
+        browser.close()
 
 
 # --- killed ---------------------------------------------------------------------------------------------------------

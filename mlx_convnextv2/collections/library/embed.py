@@ -10,11 +10,12 @@ from pathlib import Path
 from ..._version import __version__
 from ...demo import DEFAULT_MODEL
 from ...inference.embedder import ImageEmbedder
+from ...messages import some
 from ...model.convnextv2 import body_and_classifier
 from ..fingerprint import hash_weights
 from ..shards import Shard
 from .files import OWN, Made, ShardFiles, another_model, find_shards
-from .scan import absolute, check_sources
+from .scan import absolute, any_pictures, check_sources
 from .update import Update, Watch, update
 from .writer import Writer
 
@@ -54,12 +55,15 @@ def embed_folder(
         FileNotFoundError: no such folder or checkpoint.
         FileExistsError: the output is a folder of something else.
         OSError: the library cannot be written, or another process is writing it.
-        ValueError: the library was made with another model or number of shards, or is damaged.
+        ValueError: there are no pictures for a new library; or the library was made with another model or number of
+            shards, or is damaged.
     """
     sources = check_sources([folders] if isinstance(folders, str | os.PathLike) else folders)
     folder = Path(output).expanduser()
     part = Shard.parse(shard) if isinstance(shard, str) else shard or Shard()
     made = check_folder(folder, part)
+    if made is None and not any_pictures(sources):
+        raise ValueError(f"no images in {some(sources)}: nothing is written")
     if isinstance(model, ImageEmbedder):
         if (dtype, revision) != (None, None):
             raise ValueError("dtype and revision are for loading: give them to the ImageEmbedder")
@@ -96,10 +100,9 @@ def check_folder(folder: Path, shard: Shard) -> Made | None:
         raise FileExistsError(f"{folder} is a folder of other things: choose another one for the library")
     for files in shards:
         if files.shard.count != shard.count:
-            raise ValueError(
-                f"{folder} has its pictures in {files.shard.count} shards: give one of them, such as "
-                f"--shard 1/{files.shard.count}, or choose another library"
-            )
+            count = files.shard.count
+            remedy = "leave --shard out" if count == 1 else f"give one of its own, such as --shard 1/{count}"
+            raise ValueError(f"{folder} has {count} {'shard' if count == 1 else 'shards'}: {remedy}")
     for files in shards:
         with files.open() as connection:
             if (state := files.state(connection)) is not None:

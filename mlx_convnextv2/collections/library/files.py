@@ -219,7 +219,5 @@ def find_shards(folder: Path) -> list[ShardFiles]:
 def another_model(folder: Path, before: Made, now: Made) -> str:
     """Why features computed in two ways cannot be compared."""
     what = "weights are others" if before.weights != now.weights else "images are prepared in another way"
-    return (
-        f"{folder} was made with {before.model}, and the {what} in {now.model}: leave --model out, or choose another "
-        "library"
-    )
+    first, second = (f"{made.model} in {made.dtype}" if made.dtype else made.model for made in (before, now))
+    return f"{folder} was made with {first}, and the {what} in {second}: leave --model out, or choose another library"

@@ -43,6 +43,11 @@ def check_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     return [absolute(source) for source in sources]
 
 
+def any_pictures(sources: Sequence[str]) -> bool:
+    """Whether there is anything to read in these folders and files."""
+    return any(next(_listed(source), None) is not None for source in sources)
+
+
 def scan(writer: Writer, sources: Sequence[str], *, prune: bool) -> Scan:
     """Compare the pictures in folders, or picture files, with those in a shard. No picture is opened.
 
@@ -83,7 +88,7 @@ def scan(writer: Writer, sources: Sequence[str], *, prune: bool) -> Scan:
 def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tuple[bytes, int, int]]:
     """The path, size and time of each picture. One that has none gets a size of no file, so that it is read."""
     for source in sources:
-        for path in map(str, walk_images(source) if os.path.isdir(source) else [Path(source)]):
+        for path in map(str, _listed(source)):
             if not takes(path):
                 continue
             try:
@@ -93,6 +98,10 @@ def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tup
                 continue
             regular = stat.S_ISREG(status.st_mode)
             yield os.fsencode(path), status.st_size if regular else -1, status.st_mtime_ns
+
+
+def _listed(source: str) -> Iterator[Path]:
+    return walk_images(source) if os.path.isdir(source) else iter([Path(source)])
 
 
 def _is_gone() -> Callable[[bytes], bool]:
