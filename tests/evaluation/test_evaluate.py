@@ -223,7 +223,8 @@ def imagenet(tmp_path_factory):
     root = tmp_path_factory.mktemp("imagenet")
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=1000))
     randomize(model)
-    save(model.eval(), root / "model", ConvNextImageProcessor(size=32))
+    model.eval()
+    save(model, root / "model", ConvNextImageProcessor(size=32))
     for index, number in enumerate(imagenet_1k_synsets()):
         if index % 50 == 17:
             for j in range(2):

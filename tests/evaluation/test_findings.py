@@ -146,12 +146,12 @@ def test_names_that_are_no_utf_8_are_written_all_the_same(tmp_path):
 # --- the plot -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("classes", [2, 40])
-@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+@pytest.mark.parametrize(
+    ("classes", "suffix"),
+    [(40, ".png"), *(pytest.param(2, suffix, marks=pytest.mark.slow) for suffix in (".png", ".svg", ".pdf"))],
+)
 def test_the_plot_is_a_picture_of_its_kind(tmp_path, classes, suffix):
     pytest.importorskip("matplotlib")
-    if suffix != ".png" and classes == 40:
-        pytest.skip("one is enough")
     found = answered(
         tmp_path, np.eye(classes)[[0, 1, 1]] * 3, [0, 1, 0], labels=["$x$ & y", *map(str, range(classes - 1))]
     )

@@ -1,6 +1,6 @@
 """What a map marks matters to the model: on the digits, the trained model that is part of the package."""
 
-import importlib.util
+import runpy
 
 import mlx.core as mx
 import numpy as np
@@ -17,15 +17,13 @@ BLACK = -1.0  # as the demo's processor makes it
 def digits():
     """The demo model, the first digits that its training left out (N, 32, 32, 3), and their classes."""
     data = pytest.importorskip("sklearn.datasets").load_digits()
-    spec = importlib.util.spec_from_file_location("train_digits", ROOT / "examples" / "train_digits.py")
-    train_digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(train_digits)
+    digit_image = runpy.run_path(str(ROOT / "examples" / "train_digits.py"))["digit_image"]
     model, processor = load(ROOT / "mlx_convnextv2" / "demo")
     held_out = np.random.RandomState(0).permutation(len(data.images))[:20]
-    return model, processor([train_digits.digit_image(data.images[i]) for i in held_out]), data.target[held_out]
+    return model, processor([digit_image(data.images[i]) for i in held_out]), data.target[held_out]
 
 
-@pytest.mark.parametrize("layer", ["stem", "stage1"])
+@pytest.mark.parametrize("layer", ["stage1", pytest.param("stem", marks=pytest.mark.slow)])
 def test_deletion_and_insertion_curves_beat_random_maps(digits, layer):
     model, pixel_values, classes = digits
     predict = fuse(model)
@@ -64,7 +62,7 @@ def test_the_strongest_position_goes_first():
         seen.append(np.array(pixel_values[0, :, :, 0]))
         return mx.zeros((1, 2))
 
-    seen = []
+    seen: list[np.ndarray] = []
     deletion_curve(predict, mx.ones((1, 5, 4, 3)), maps, [0], steps=4)
     assert np.array_equal(seen[1], [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 1, 1]])
 

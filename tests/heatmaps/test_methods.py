@@ -56,7 +56,8 @@ def cheap_weights(model):
 )
 def test_an_exact_map_sums_to_the_score_for_every_size(size):
     with no_init_weights():
-        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size)).eval()
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
+        model.eval()
     model.load_weights(list(cheap_weights(model)))
     pixel_values = mx.array(np.random.RandomState(1).standard_normal((1, 32, 64, 3)).astype(np.float32))
     maps, logits = as_numpy(explain(model, pixel_values, 7)), as_numpy(fuse(model)(pixel_values))
@@ -135,7 +136,8 @@ def test_without_frozen_norms_the_products_would_vanish(small_model, pixel_value
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_explains_its_own_logits(dtype, pixel_values):
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[8, 12, 20, 33], depths=[1] * 4)).eval()
+    model = ConvNextV2ForImageClassification(ConvNextV2Config(hidden_sizes=[8, 12, 20, 33], depths=[1] * 4))
+    model.eval()
     model.set_dtype(getattr(mx, dtype))
     maps = as_numpy(explain(model, pixel_values, 1))
     logits = as_numpy(model(pixel_values).logits)
@@ -147,7 +149,8 @@ def test_half_precision_explains_its_own_logits(dtype, pixel_values):
 @pytest.mark.parametrize("mode", ["affine", "mxfp4", "mxfp8", "nvfp4"])
 def test_a_quantized_model_explains_its_own_logits(mode, pixel_values):
     config = ConvNextV2Config(hidden_sizes=[32, 32, 64, 64], depths=[1] * 4, num_labels=5)
-    model = ConvNextV2ForImageClassification(config).eval()
+    model = ConvNextV2ForImageClassification(config)
+    model.eval()
     quantize(model, mode=mode)
     maps, logits = as_numpy(explain(model, pixel_values, 1)), as_numpy(model(pixel_values).logits)
     assert np.abs(maps.sum(axis=(1, 2)) - (logits[:, 1] - logits.mean(axis=1))).max() <= 1e-5 * np.abs(logits).max()
@@ -166,7 +169,8 @@ def test_a_model_in_training_mode_gives_the_same_maps(small_model, pixel_values)
 
 def test_one_score_is_explained_as_it_is(pixel_values):
     config = ConvNextV2Config(hidden_sizes=[8, 12, 20, 33], depths=[1] * 4, num_labels=1)
-    model = ConvNextV2ForImageClassification(config).eval()
+    model = ConvNextV2ForImageClassification(config)
+    model.eval()
     maps, logits = as_numpy(explain(model, pixel_values)), as_numpy(model(pixel_values).logits)
     assert np.abs(maps.sum(axis=(1, 2)) - logits[:, 0]).max() <= 1e-5 * np.abs(logits).max() + 1e-7
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -49,14 +50,14 @@ def test_one_image_becomes_a_batch_of_one_in_nhwc_float32(photo):
     assert (result.shape, result.dtype) == ((1, 224, 224, 3), mx.float32)
 
 
-@pytest.mark.parametrize("container", [list, tuple])
-def test_a_batch_holds_each_image_in_order(photo, container):
+def test_a_batch_holds_each_image_in_order(photo):
     images = [photo, photo.rotate(90, expand=True), np.asarray(photo.convert("L")), noise(5, 9)]
     processor = ConvNextImageProcessor(size=24)
-    batch = np.array(processor(container(images)))
-    assert batch.shape == (4, 24, 24, 3)
-    for row, image in zip(batch, images, strict=True):
-        assert np.array_equal(row, np.array(processor(image))[0])
+    for container in (list, tuple):
+        batch = np.array(processor(container(images)))
+        assert batch.shape == (4, 24, 24, 3)
+        for row, image in zip(batch, images, strict=True):
+            assert np.array_equal(row, np.array(processor(image))[0])
 
 
 def test_paths_files_arrays_and_pil_images_give_the_same_pixels(tmp_path, photo):
@@ -71,12 +72,9 @@ def test_paths_files_arrays_and_pil_images_give_the_same_pixels(tmp_path, photo)
         assert np.array_equal(processor(file), expected)
 
 
-def test_an_empty_list_is_an_error():
+def test_an_empty_list_is_an_error_and_an_image_that_cannot_be_read_is_named(tmp_path, photo):
     with pytest.raises(ValueError, match="at least one image"):
         ConvNextImageProcessor()([])
-
-
-def test_an_image_that_cannot_be_read_is_named(tmp_path, photo):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg"):
         ConvNextImageProcessor()([photo, tmp_path / "gone.jpg"])
 
@@ -171,19 +169,14 @@ def test_crop_pct_is_224_of_256_where_it_is_not_given():
     assert not np.array_equal(pixels(image, size=56, crop_pct=0.9), expected)
 
 
-@pytest.mark.parametrize("size", [384, 400])
-def test_from_384_on_the_image_is_squeezed_whole(size):
+def test_from_384_on_the_image_is_squeezed_whole_and_383_is_the_last_size_that_crops():
     image = framed(96, 64, 16, 0, 80, 64)
-    red = (pixels(image, size=size, crop_pct=0.5, resample=0, **RAW) == RED).all(axis=-1)
-    assert red.shape == (size, size)
+    red = (pixels(image, size=384, crop_pct=0.5, resample=0, **RAW) == RED).all(axis=-1)
+    assert red.shape == (384, 384)
     # A third of the columns is red: nothing was cut off, whatever crop_pct says.
-    assert red.all(axis=0).sum() == red.any(axis=0).sum() == pytest.approx(size / 3, abs=1)
-
-
-def test_383_is_the_last_size_that_crops():
+    assert red.all(axis=0).sum() == red.any(axis=0).sum() == pytest.approx(128, abs=1)
     image = framed(96, 64, 15, 0, 81, 64)  # the 64 columns in the middle, and one more for the rounding
     assert (pixels(image, size=383, crop_pct=1.0, resample=0, **RAW) == BLUE).all()
-    assert (pixels(image, size=384, crop_pct=1.0, resample=0, **RAW) != BLUE).any()
 
 
 @pytest.mark.parametrize("resample", list(Image.Resampling))
@@ -193,40 +186,29 @@ def test_resample_is_pillows_filter(resample):
     assert np.array_equal(result, np.asarray(image.resize((16, 16), resample)))
 
 
-def test_the_default_size_is_384(photo):
-    assert pixels(photo).shape == (384, 384, 3)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (1, 300), (300, 1), (3, 5), (32, 32), (31, 33)])
+def test_images_of_any_shape_are_brought_to_size(shape):
+    for size in (1, 32, None):
+        result = pixels(Image.new("RGB", shape, (10, 20, 30)), **({"size": size} if size else {}), **RAW)
+        assert result.shape == (size or 384, size or 384, 3)
+        assert (result == (10, 20, 30)).all()
 
 
-@pytest.mark.parametrize("size", [1, 32, 384])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 300), (300, 1), (3, 5), (32, 32), (31, 33)])
-def test_images_of_any_shape_are_brought_to_size(shape, size):
-    result = pixels(Image.new("RGB", shape, (10, 20, 30)), size=size, **RAW)
-    assert result.shape == (size, size, 3)
-    assert (result == (10, 20, 30)).all()
+def test_a_strip_that_would_fill_the_memory_is_refused_and_squeezed_from_384_on():
+    for shape in ((1, 60_000), (60_000, 1)):
+        with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]}"):  # 256 x 15,360,000 pixels after resizing
+            pixels(Image.new("RGB", shape), size=224)
+        assert pixels(Image.new("RGB", shape), size=384).shape == (384, 384, 3)
 
 
-@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
-def test_a_strip_that_would_fill_the_memory_is_refused(shape):
-    with pytest.raises(ValueError, match=f"{shape[0]} x {shape[1]}"):  # 256 x 15,360,000 pixels after resizing
-        pixels(Image.new("RGB", shape), size=224)
-
-
-def test_a_strip_is_squeezed_from_384_on():
-    assert pixels(Image.new("RGB", (1, 60_000)), size=384).shape == (384, 384, 3)
-
-
-@pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
 @pytest.mark.parametrize("fields", [{"size": 32}, {"size": 384}, {"do_resize": False}])
-def test_an_empty_image_is_an_error(shape, fields):
-    with pytest.raises(ValueError, match="image"):
-        pixels(Image.new("RGB", shape), **fields)
+def test_an_empty_image_is_an_error(fields):
+    for shape in ((0, 4), (4, 0), (0, 0)):
+        with pytest.raises(ValueError, match="image"):
+            pixels(Image.new("RGB", shape), **fields)
 
 
-def test_without_do_resize_images_keep_their_size():
-    assert pixels(noise(17, 5), do_resize=False).shape == (5, 17, 3)
-
-
-def test_without_do_resize_images_of_several_sizes_cannot_form_a_batch():
+def test_without_do_resize_images_keep_their_size_and_those_of_several_cannot_form_a_batch():
     processor = ConvNextImageProcessor(do_resize=False)
     assert processor([noise(7, 5), noise(7, 5)]).shape == (2, 5, 7, 3)
     with pytest.raises(ValueError, match="different sizes"):
@@ -236,12 +218,8 @@ def test_without_do_resize_images_of_several_sizes_cannot_form_a_batch():
 # --- configurations -------------------------------------------------------------------------------------------------
 
 
-def test_a_published_configuration_survives_the_round_trip():
-    assert ConvNextImageProcessor.from_dict(PUBLISHED).to_dict() == PUBLISHED
-
-
 def test_every_field_survives_the_round_trip_through_json():
-    fields = {
+    fields: dict[str, Any] = {
         "do_resize": False,
         "size": {"shortest_edge": 99},
         "crop_pct": 0.77,
@@ -261,64 +239,43 @@ def test_every_field_survives_the_round_trip_through_json():
     }
 
 
-# Keys that transformers 4 and 5 write beside those that count.
+# Keys that transformers 4 and 5 write beside those that count, and one that is null.
 INERT = {
-    "_valid_processor_keys": ["images", "do_resize"],
-    "auto_map": None,
-    "crop_size": None,
-    "data_format": "channels_first",
-    "default_to_square": False,
-    "device": None,
-    "disable_grouping": None,
-    "do_center_crop": None,
-    "do_convert_rgb": None,
+    **{"_valid_processor_keys": ["images", "do_resize"], "data_format": "channels_first", "default_to_square": False},
+    **dict.fromkeys(("auto_map", "crop_size", "device", "disable_grouping", "do_center_crop", "do_convert_rgb")),
+    **dict.fromkeys(("input_data_format", "pad_size", "processor_class", "return_tensors", "size_divisor")),
     "do_pad": False,
-    "input_data_format": None,
-    "pad_size": None,
-    "processor_class": None,
-    "return_tensors": None,
 }
-
-
-def test_fields_that_touch_no_pixel_are_ignored(photo):
-    plain = ConvNextImageProcessor.from_dict(PUBLISHED)
-    assert vars(ConvNextImageProcessor.from_dict({**PUBLISHED, **INERT})) == vars(plain)
-
-
-def test_the_older_feature_extractor_form_is_read():
-    old = {name: value for name, value in PUBLISHED.items() if name not in ("image_processor_type", "do_rescale")}
-    old |= {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224}
-    assert ConvNextImageProcessor.from_dict(old).to_dict() == PUBLISHED
+WITHOUT_A_NAME = {name: value for name, value in PUBLISHED.items() if name != "image_processor_type"}
 
 
 @pytest.mark.parametrize(
-    "kind", ["ConvNextImageProcessorFast", "ConvNextImageProcessorPil", "ConvNextFeatureExtractor"]
+    "values",
+    [
+        PUBLISHED,
+        {**PUBLISHED, **INERT},
+        *(
+            {**PUBLISHED, "image_processor_type": f"ConvNext{kind}"}
+            for kind in ("ImageProcessorFast", "ImageProcessorPil")
+        ),
+        {**PUBLISHED, "image_processor_type": "ConvNextFeatureExtractor"},
+        {**WITHOUT_A_NAME, "feature_extractor_type": "ConvNextFeatureExtractor", "size": 224},
+    ],
 )
-def test_the_other_names_of_the_same_processor_are_read(kind):
-    assert ConvNextImageProcessor.from_dict({**PUBLISHED, "image_processor_type": kind}).to_dict() == PUBLISHED
+def test_other_forms_of_the_published_configuration_are_read_as_it(values):
+    assert ConvNextImageProcessor.from_dict(values).to_dict() == PUBLISHED
 
 
 @pytest.mark.parametrize("key", ["image_processor_type", "feature_extractor_type"])
 def test_a_configuration_of_another_processor_is_an_error_that_names_it(key):
-    other = {name: value for name, value in PUBLISHED.items() if name != "image_processor_type"}
     with pytest.raises(ValueError, match="CLIPImageProcessor"):  # it would resize without crop_pct, and crop otherwise
-        ConvNextImageProcessor.from_dict({**other, key: "CLIPImageProcessor"})
+        ConvNextImageProcessor.from_dict({**WITHOUT_A_NAME, key: "CLIPImageProcessor"})
 
 
-@pytest.mark.parametrize("name", ["do_center_crop", "do_pad"])
-def test_a_step_that_convnext_does_not_have_is_an_error_that_names_it(name):
+@pytest.mark.parametrize("name", ["do_center_crop", "do_pad", "do_flip_channel_order", "size_divisor", "crop_pc"])
+def test_a_step_that_convnext_does_not_have_or_an_unknown_field_is_an_error_that_names_it(name):
     with pytest.raises(ValueError, match=name):
         ConvNextImageProcessor.from_dict({**PUBLISHED, name: True})
-
-
-@pytest.mark.parametrize("name", ["do_flip_channel_order", "size_divisor", "do_thumbnail", "crop_pc", "resamples"])
-def test_an_unknown_field_is_an_error_that_names_it(name):
-    with pytest.raises(ValueError, match=f"'{name}'"):
-        ConvNextImageProcessor.from_dict({**PUBLISHED, name: 1})
-
-
-def test_an_unknown_field_that_is_null_is_ignored():
-    assert ConvNextImageProcessor.from_dict({**PUBLISHED, "size_divisor": None}).to_dict() == PUBLISHED
 
 
 @pytest.mark.parametrize("values", [[], "resample", 3, None])
@@ -328,7 +285,7 @@ def test_a_configuration_that_is_no_object_is_an_error(values):
 
 
 NAN, INFINITY, HUGE = float("nan"), float("inf"), 10**400
-NONSENSE = {
+NONSENSE: dict[str, list[Any]] = {
     "do_resize": [1, "true", 0.0, []],
     "do_rescale": [1, "false"],
     "do_normalize": [0, "no"],
@@ -341,33 +298,18 @@ NONSENSE = {
     "resample": [-1, 99, 2.5, "bicubic", True, [3], {}, NAN],
     "rescale_factor": [0, -1, "1/255", False, NAN, INFINITY, [0.1], HUGE],
     "image_mean": [
-        [],
-        [1, 2],
-        [0.5] * 4,
-        "0.5",
-        ["0.5"] * 3,
-        [None] * 3,
-        {"r": 1},
-        True,
-        [True] * 3,
-        [NAN] * 3,
-        [HUGE] * 3,
+        *([], [1, 2], [0.5] * 4, "0.5", ["0.5"] * 3, [None] * 3),
+        *({"r": 1}, True, [True] * 3, [NAN] * 3, [HUGE] * 3),
     ],
     "image_std": [[], [1, 2], [0.5] * 4, "0.5", [0.5, 0, 0.5], 0, [1e-60] * 3, [NAN] * 3, [INFINITY] * 3, True, HUGE],
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        pytest.param(name, value, id=f"{name}={'10**400' if HUGE in np.ravel(np.array(value, object)) else value}")
-        for name, values in NONSENSE.items()
-        for value in values
-    ],
-)
-def test_a_value_that_makes_no_sense_is_an_error_that_names_its_field(name, value):
-    with pytest.raises(ValueError, match=name):
-        ConvNextImageProcessor.from_dict({**PUBLISHED, name: value})
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_value_that_makes_no_sense_is_an_error_that_names_its_field(name):
+    for value in NONSENSE[name]:
+        with pytest.raises(ValueError, match=name):
+            ConvNextImageProcessor.from_dict({**PUBLISHED, name: value})
 
 
 def test_means_and_deviations_of_different_lengths_are_an_error():
@@ -393,7 +335,7 @@ NEARLY = {  # values that are often right, so that what lies behind the first ch
 }
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200)
 @given(st.fixed_dictionaries({}, optional={name: values | JSON for name, values in NEARLY.items()}))
 def test_any_configuration_is_a_value_error_or_gives_pixels(values):
     try:
@@ -421,21 +363,14 @@ def test_arguments_count_before_the_fields_of_a_configuration(tmp_path):
 # --- files ----------------------------------------------------------------------------------------------------------
 
 
-def test_from_pretrained_reads_the_file_of_a_folder(tmp_path):
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED))
-    assert ConvNextImageProcessor.from_pretrained(tmp_path).to_dict() == PUBLISHED
-    assert ConvNextImageProcessor.from_pretrained(str(tmp_path)).to_dict() == PUBLISHED
-
-
-def test_a_folder_without_the_file_is_named_in_the_error(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json") as error:
+def test_the_file_of_a_folder_is_read_and_named_where_it_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}.*preprocessor_config\.json|preprocessor.*{tmp_path}"):
         ConvNextImageProcessor.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(error.value)
-
-
-def test_a_folder_that_does_not_exist_is_named_in_the_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         ConvNextImageProcessor.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PUBLISHED))
+    for folder in (tmp_path, str(tmp_path)):
+        assert ConvNextImageProcessor.from_pretrained(folder).to_dict() == PUBLISHED
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import os
 import struct
 import sys
 import threading
-from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -30,6 +30,10 @@ def decode(data: bytes, mode: str = "RGB") -> np.ndarray:
     return np.asarray(open_image(io.BytesIO(data), mode)).astype(int)
 
 
+def same(image: Image.Image, other: Image.Image) -> bool:
+    return np.array_equal(np.asarray(image), np.asarray(other))
+
+
 def quadrants(width: int = 48, height: int = 32) -> Image.Image:
     return Image.fromarray(QUADRANTS).resize((width, height), Image.Resampling.NEAREST)
 
@@ -46,8 +50,13 @@ def orientation_entry(value: int) -> tuple[int, int, int, bytes]:
 
 # --- formats --------------------------------------------------------------------------------------------------------
 
-LOSSLESS = {"PNG": {}, "BMP": {}, "TIFF": {"compression": "tiff_lzw"}, "WEBP": {"lossless": True}}
-LOSSY = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "BMP": {},
+    "TIFF": {"compression": "tiff_lzw"},
+    "WEBP": {"lossless": True},
+}
+LOSSY: dict[str, dict[str, Any]] = {"JPEG": {"quality": 95}, "WEBP": {"quality": 95}}
 
 
 @pytest.mark.parametrize("format", LOSSLESS)
@@ -65,7 +74,7 @@ def test_lossy_formats_give_nearly_the_pixels_that_were_saved(format, photo):
 def test_of_several_frames_the_first_is_taken(format):
     frames = [Image.new("RGB", (8, 6), color) for color in (RED, GREEN, BLUE)]
     data = encode(frames[0], format, save_all=True, append_images=frames[1:])
-    assert Image.open(io.BytesIO(data)).n_frames == 3
+    assert getattr(Image.open(io.BytesIO(data)), "n_frames", 1) == 3
     assert np.abs(decode(data) - RED).max() <= 1
 
 
@@ -206,15 +215,11 @@ TRANSPARENT = {  # the left pixel is transparent, the right one is opaque and co
 
 
 @pytest.mark.parametrize("kind", TRANSPARENT)
-def test_transparent_pixels_are_laid_over_white(kind):
-    make, opaque = TRANSPARENT[kind]
-    assert decode(make()).tolist() == [[list(WHITE), list(opaque)]]
-
-
-@pytest.mark.parametrize("kind", [kind for kind, (_, opaque) in TRANSPARENT.items() if len(set(opaque)) == 1])
 def test_transparent_pixels_are_laid_over_white_in_grey_too(kind):
     make, opaque = TRANSPARENT[kind]
-    assert decode(make(), mode="L").tolist() == [[255, opaque[0]]]
+    assert decode(make()).tolist() == [[list(WHITE), list(opaque)]]
+    if len(set(opaque)) == 1:
+        assert decode(make(), mode="L").tolist() == [[255, opaque[0]]]
 
 
 def test_half_transparent_pixels_are_mixed_with_white():
@@ -302,7 +307,7 @@ ANY_ENTRY = st.tuples(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(entries=st.lists(ANY_ENTRY, max_size=3), data=st.binary(max_size=12))
 def test_the_orientation_counts_beside_any_other_exif_entry(entries, data):
     exif = exif_block(orientation_entry(6), *entries, data=data)
@@ -322,16 +327,12 @@ def _without_pillow_heif(monkeypatch):
 
 
 @pytest.mark.usefixtures("_without_pillow_heif")
-@pytest.mark.parametrize("brand", HEIC_BRANDS)
-def test_without_pillow_heif_a_heic_error_names_the_file_and_the_extra(tmp_path, brand):
+def test_without_pillow_heif_a_heic_error_names_the_file_and_the_extra_and_other_formats_are_read(tmp_path, photo):
     path = tmp_path / "IMG_0001.HEIC"
-    path.write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(200))
-    with pytest.raises(ValueError, match=r"IMG_0001\.HEIC.*mlx-convnextv2\[heic\]"):
-        open_image(path)
-
-
-@pytest.mark.usefixtures("_without_pillow_heif")
-def test_without_pillow_heif_the_other_formats_are_read(photo):
+    for brand in HEIC_BRANDS:
+        path.write_bytes(b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + bytes(200))
+        with pytest.raises(ValueError, match=r"IMG_0001\.HEIC.*mlx-convnextv2\[heic\]"):
+            open_image(path)
     assert open_image(io.BytesIO(encode(photo, "JPEG"))).size == photo.size
 
 
@@ -351,24 +352,13 @@ def test_heic_with_transparency_is_laid_over_white():
 # --- where images come from -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", [str, Path])
-def test_paths_are_opened(tmp_path, photo, kind):
-    path = tmp_path / "a photo with späces.png"
-    photo.save(path)
-    assert np.array_equal(open_image(kind(path)), photo)
-
-
-def test_the_content_counts_and_not_the_suffix(tmp_path, photo):
-    path = tmp_path / "photo.jpg"
+def test_paths_and_file_objects_are_read_whatever_the_suffix_and_left_open(tmp_path, photo):
+    path = tmp_path / "a photo with späces.jpg"
     photo.save(path, "PNG")
-    assert np.array_equal(open_image(path), photo)
-
-
-def test_file_objects_are_read_and_left_open(tmp_path, photo):
-    path = tmp_path / "photo.png"
-    photo.save(path)
+    assert same(open_image(path), photo)
+    assert same(open_image(str(path)), photo)
     with path.open("rb") as file:
-        assert np.array_equal(open_image(file), photo)
+        assert same(open_image(file), photo)
         assert not file.closed
 
 
@@ -382,7 +372,7 @@ def test_a_stream_that_cannot_seek_is_read(photo):
 
     threading.Thread(target=write, daemon=True).start()
     with os.fdopen(reader, "rb") as file:
-        assert np.array_equal(open_image(file), photo)
+        assert same(open_image(file), photo)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -390,7 +380,7 @@ def test_a_named_pipe_is_read(tmp_path, photo):
     path = tmp_path / "pipe"  # what a shell gives for <(...)
     os.mkfifo(path)
     threading.Thread(target=lambda: path.write_bytes(encode(photo, "PNG")), daemon=True).start()
-    assert np.array_equal(open_image(path), photo)
+    assert same(open_image(path), photo)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "CMYK", "RGBA"])
@@ -416,9 +406,9 @@ def test_uint8_arrays_are_images(channels):
     if channels == 4:
         array[..., 3] = 255
     expected = np.broadcast_to(array.reshape(5, 7, -1)[..., :3], (5, 7, 3))
-    views = {"rows upside down": array[::-1][::-1], "Fortran order": np.asfortranarray(array), "MLX": mx.array(array)}
-    for name, view in {"plain": array, **views}.items():
-        assert np.array_equal(open_image(view), expected), name
+    views: list[Any] = [array, array[::-1][::-1], np.asfortranarray(array), mx.array(array)]
+    for view in views:
+        assert np.array_equal(np.asarray(open_image(view)), expected)
 
 
 @pytest.mark.parametrize(
@@ -446,17 +436,13 @@ def test_other_arrays_are_an_error_that_states_their_dtype_and_shape(array):
 
 
 @pytest.mark.parametrize(
-    "thing", [None, 5, b"\x89PNG", object(), [[1, 2]], io.StringIO("text")], ids=lambda thing: type(thing).__name__
+    "thing",
+    [None, 5, b"\x89PNG", object(), [[1, 2]], io.StringIO("text"), Image.new("L", (0, 5))],
+    ids=lambda thing: type(thing).__name__,
 )
 def test_things_that_are_no_image_are_a_value_error(thing):
     with pytest.raises(ValueError, match="image"):
         open_image(thing)
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_an_empty_pil_image_is_a_value_error(mode):
-    with pytest.raises(ValueError, match="image"):  # such as a crop beside the picture
-        open_image(Image.new(mode, (0, 5)))
 
 
 # --- find_images ----------------------------------------------------------------------------------------------------
@@ -473,17 +459,12 @@ def test_find_images_lists_the_images_below_a_folder_in_order(tmp_path):
     assert find_images(str(tmp_path)) == find_images(tmp_path)
 
 
-def test_find_images_looks_into_a_folder_that_is_itself_hidden(tmp_path):
+def test_find_images_looks_into_a_hidden_folder_and_survives_one_that_contains_itself(tmp_path):
     folder = tmp_path / ".photos"
     folder.mkdir()
     (folder / "a.png").touch()
+    (folder / "loop").symlink_to(folder)
     assert find_images(folder) == [folder / "a.png"]
-
-
-def test_find_images_survives_a_folder_that_contains_itself(tmp_path):
-    (tmp_path / "a.png").touch()
-    (tmp_path / "loop").symlink_to(tmp_path)
-    assert find_images(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_find_images_knows_the_suffixes_of_every_format_that_is_read():

@@ -5,7 +5,7 @@ import json
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 pytest.importorskip("starlette", reason="needs the extra serve")
 
@@ -48,6 +48,7 @@ def test_any_bytes(content, kind):
         assert "top_k" in body.parameters
 
 
+@settings(max_examples=50)
 @given(VALUES)
 def test_any_json(value):
     for document in (value, {"inputs": value}, {"inputs": "", "parameters": value}):
@@ -55,6 +56,7 @@ def test_any_json(value):
             parse(json.dumps(document).encode(), "application/json", {})
 
 
+@settings(max_examples=50)
 @given(VALUES)
 def test_any_parameter(value):
     given = {"x": value, "top_k": value, "function_to_apply": value}

@@ -102,7 +102,9 @@ def test_a_picture_that_lies_about_its_data_is_a_bad_request():
             assert client.post("/", body).status == 400
 
 
-@pytest.mark.parametrize("path", [b"GET /health", b"POST /elsewhere", b"PUT /"])
+@pytest.mark.parametrize(
+    "path", [b"GET /health", *(pytest.param(p, marks=pytest.mark.slow) for p in (b"POST /elsewhere", b"PUT /"))]
+)
 def test_a_body_that_nobody_reads_does_not_go_on_for_ever(path):
     def send_without_end(connection):
         while True:

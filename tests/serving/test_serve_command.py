@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -25,7 +26,7 @@ def start():
 
     def start(*arguments, **env):
         command = [sys.executable, "-m", "mlx_convnextv2.serve", "--port", "0", *arguments]
-        quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        quiet: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, **quiet)
         processes.append(process)
         line = process.stdout.readline()
