@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +95,7 @@ CARDS = {  # and the licence that is read
     "": None,
     f"---\n{ALIASES}\nlicense: mit\nwidget:\n{ALIASES}\n---\n": "mit",
     f"---\n{DOUBLING}\nlicense: mit\n---\n": "mit",
-    "---\nlicense:\n" + re.sub("^", "  ", DOUBLING, flags=re.MULTILINE) + "\n---\n": None,
+    "---\nlicense:\n  a0: &a0 {k: v}\n  a1: &a1 {<<: [*a0, *a0]}\n---\n": None,
     **{
         f"---\nlicense: {text}\n---\n": None
         for text in (

@@ -88,6 +88,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = {
     "a scalar": (lambda weights: weights.update({STEM: mx.array(1.0)}), ("1 mis-shaped", STEM)),
     "a flat convolution": (lambda weights: weights.update({STEM: mx.zeros(8 * 3 * 4 * 4)}), ("1 mis-shaped", STEM)),
     "another model": (replace_all, ("conv1.weight",)),
+    "a mixture of schemes": (
+        lambda weights: weights.update({"stem.0.weight": mx.zeros(1)}),
+        ("mixes the tensor names of Hugging Face and timm",),
+    ),
     "no tensors": (lambda weights: weights.clear(), ()),
     "both spellings of a weight": (
         lambda weights: weights.update({f"{GRN}.gamma": weights[f"{GRN}.weight"] + 1}),

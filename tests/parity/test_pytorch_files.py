@@ -110,10 +110,6 @@ def shared_beyond_measure(state: State) -> State:
 INCOMPLETE = "does not hold every value of norm.weight"
 REFUSED: dict[str, tuple[Callable[[State], object], str]] = {
     "a student beside its teacher": (lambda state: {"student": state, "teacher": state}, "a student and a teacher"),
-    "a mixture of schemes": (
-        lambda state: {**state, "stem.0.weight": torch.zeros(1)},
-        "mixes the tensor names of timm and the original repository",
-    ),
     "no tensors": (lambda _: {0: torch.zeros(1)}, "holds no tensors"),
     "sparse": (lambda state: {**state, "norm.weight": state["norm.weight"].to_sparse()}, INCOMPLETE),
     "meta": (lambda state: {**state, "norm.weight": state["norm.weight"].to("meta")}, INCOMPLETE),
