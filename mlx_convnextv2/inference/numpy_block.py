@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ from ..model.convnextv2 import (
     ConvNextV2Layer,
 )
 from ..ops.activations import activate
-from ..ops.numpy_depthwise import RADIUS, depthwise_conv2d
+from ..ops.numpy_depthwise import RADIUS, depthwise_conv2d, repeat_kernel
 from ..ops.numpy_parts import as_numpy
 from ..ops.plain import FLOAT32_TINY
 from ..runtime.threads import for_each, scratch
@@ -42,6 +43,12 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray)
     """(positions, in) -> (positions, out), weight (out, in)."""
     np.matmul(x, weight.T, out=out)
     np.add(out, bias, out=out)
+
+
+def linear_channels_first(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, out: np.ndarray) -> None:
+    """(in, positions) -> (out, positions), weight (out, in)."""
+    np.matmul(weight, x, out=out)
+    np.add(out, bias[:, None], out=out)
 
 
 @dataclass
@@ -96,11 +103,17 @@ class PatchProjection:
 
 
 class Block:
-    """A ConvNextV2Layer. LayerNorm's and GRN's biases are folded into the biases of the linear layers after them."""
+    """A ConvNextV2Layer. LayerNorm's and GRN's biases are folded into the biases of the linear layers after them.
+
+    Where a stage has more channels than positions, the weights are the larger matrices. Then the activations are
+    kept as (4C, positions) and not as (positions, 4C): the BLAS reads a weight faster from the left, and GRN's factors
+    scale the activations instead of the weight.
+    """
 
     def __init__(self, layer: ConvNextV2Layer, activation: str):
         self.activation = activation
-        self.kernel = np.ascontiguousarray(as_numpy(layer.dwconv.weight)[..., 0].transpose(1, 2, 0))  # (7, 7, C)
+        kernel = as_numpy(layer.dwconv.weight)[..., 0].transpose(1, 2, 0)  # (C, 7, 7, 1) -> (7, 7, C)
+        self.kernel = repeat_kernel(kernel)
         self.kernel_bias = as_numpy(layer.dwconv.bias)
         self.norm_weight = as_numpy(layer.layernorm.weight)
         self.eps = layer.layernorm.eps
@@ -111,57 +124,68 @@ class Block:
         grn_bias = as_numpy(layer.grn.bias).reshape(-1)
         self.project_bias = bias_behind(self.project, as_numpy(layer.pwconv2.bias), grn_bias)
 
-    def expand_rows(self, padded: np.ndarray, hidden: np.ndarray, rows: Rows) -> np.ndarray:
+    def expand_rows(self, padded: np.ndarray, hidden: np.ndarray, rows: Rows, channels_first: bool) -> np.ndarray:
         """Compute some rows, from the depthwise convolution to the activation.
 
-        padded (H + 6, W + 6, C) -> hidden (H, W, 4C), and the sum of squares of each channel of hidden, (4C,).
+        padded (H + 6, W + 6, C) -> hidden (4C * positions,), and the sum of squares of each channel of hidden, (4C,).
         """
         first, last = rows
-        height, width, channels = last - first, hidden.shape[1], padded.shape[2]
+        height, width, channels = last - first, padded.shape[1] - 2 * RADIUS, padded.shape[2]
         convolved = scratch("convolved", height, width, channels)
         depthwise_conv2d(padded[first : last + 2 * RADIUS], self.kernel, out=convolved)
         positions = convolved.reshape(-1, channels)
         np.add(positions, self.kernel_bias, out=positions)
         normalize(positions, self.eps)
         np.multiply(positions, self.norm_weight, out=positions)
-        part = hidden[first:last].reshape(height * width, -1)
-        linear(positions, self.expand, self.expand_bias, out=part)
-        activate(part, self.activation)
-        return np.einsum("pc,pc->c", part, part)
+        if channels_first:
+            part = hidden.reshape(len(self.expand), -1)
+            linear_channels_first(positions.T, self.expand, self.expand_bias, out=part)
+        else:
+            part = hidden.reshape(-1, len(self.expand))
+            linear(positions, self.expand, self.expand_bias, out=part)
+        activate(hidden, self.activation)
+        return np.einsum("cp,cp->c" if channels_first else "pc,pc->c", part, part)
 
     def global_response_norm(self, sum_of_squares: np.ndarray) -> np.ndarray:
         """GRN's factor for each channel: (4C,) -> (4C,)."""
         global_features = np.sqrt(np.maximum(sum_of_squares, FLOAT32_TINY))
         return self.grn_weight * (global_features / (global_features.mean() + np.float32(1e-6))) + np.float32(1)
 
-    def project_rows(
-        self, hidden: np.ndarray, weight: np.ndarray, factor: np.ndarray | None, padded: np.ndarray, rows: Rows
+    def project_rows(self, hidden: np.ndarray, weight: np.ndarray, padded: np.ndarray, rows: Rows) -> None:
+        """pwconv2 and the residual connection, for some rows: hidden (4C * positions,), scaled by GRN or to be
+        multiplied by a scaled weight."""
+        residual = padded[RADIUS + rows[0] : RADIUS + rows[1], RADIUS:-RADIUS]
+        projected = scratch("projected", residual.size // len(weight), len(weight))
+        linear(hidden.reshape(-1, weight.shape[1]), weight, self.project_bias, out=projected)
+        np.add(residual, projected.reshape(residual.shape), out=residual)
+
+    def project_rows_channels_first(
+        self, hidden: np.ndarray, factor: np.ndarray, padded: np.ndarray, rows: Rows
     ) -> None:
-        """pwconv2 and the residual connection, for some rows. hidden (H, W, 4C) is multiplied by factor (4C,)."""
-        first, last = rows
-        width, channels = hidden.shape[1], padded.shape[2]
-        part = hidden[first:last].reshape(-1, hidden.shape[2])
-        if factor is not None:
-            np.multiply(part, factor, out=part)
-        projected = scratch("projected", part.shape[0], channels)
-        linear(part, weight, self.project_bias, out=projected)
-        residual = padded[RADIUS + first : RADIUS + last, RADIUS : RADIUS + width]
+        """The same, with hidden to be multiplied by factor (4C,)."""
+        residual = padded[RADIUS + rows[0] : RADIUS + rows[1], RADIUS:-RADIUS].transpose(2, 0, 1)  # (C, h, W)
+        part = hidden.reshape(len(factor), -1)
+        np.multiply(part, factor[:, None], out=part)
+        projected = scratch("projected", len(residual), part.shape[1])
+        linear_channels_first(part, self.project, self.project_bias, out=projected)
         np.add(residual, projected.reshape(residual.shape), out=residual)
 
     def __call__(self, padded: np.ndarray, strips: list[Rows], workers: int) -> None:
         """Compute in place. padded (H + 6, W + 6, C) is the image in a border of zeros."""
         height, width, channels = padded.shape[0] - 2 * RADIUS, padded.shape[1] - 2 * RADIUS, padded.shape[2]
-        hidden = scratch("hidden", height, width, self.expand.shape[0])
-        sums = np.empty((len(strips), hidden.shape[2]), np.float32)
+        channels_first = height * width <= channels
+        hidden = scratch("hidden", height, width * len(self.expand))
+        parts = [hidden[first:last].reshape(-1) for first, last in strips]
+        sums = np.empty((len(strips), len(self.expand)), np.float32)
 
         def expand(i: int) -> None:
-            sums[i] = self.expand_rows(padded, hidden, strips[i])
+            sums[i] = self.expand_rows(padded, parts[i], strips[i], channels_first)
 
         for_each(expand, range(len(strips)), workers)
         factor = self.global_response_norm(sums.sum(axis=0))
-        weight = self.project
-        scale_weight = height * width > channels  # scale whichever has fewer elements, the weight or the activations
-        if scale_weight:
-            weight = np.multiply(weight, factor, out=scratch("weight", *weight.shape))
-        left = None if scale_weight else factor
-        for_each(lambda rows: self.project_rows(hidden, weight, left, padded, rows), strips, workers)
+        project: Callable[[np.ndarray, np.ndarray, np.ndarray, Rows], None] = self.project_rows_channels_first
+        scaled = factor
+        if not channels_first:
+            project = self.project_rows
+            scaled = np.multiply(self.project, factor, out=scratch("weight", *self.project.shape))
+        for_each(lambda i: project(parts[i], scaled, padded, strips[i]), range(len(strips)), workers)

@@ -16,12 +16,16 @@ KERNEL = 2 * RADIUS + 1
 LOOP = 512  # elements that make an inner loop worth starting
 
 
-def depthwise_conv2d(padded: np.ndarray, kernel: np.ndarray, out: np.ndarray) -> None:
-    """The image in a border of zeros (H + 6, W + 6, C), kernel (7, 7, C) -> (H, W, C)."""
+def repeat_kernel(kernel: np.ndarray) -> np.ndarray:
+    """(7, 7, C) -> (7, 7, columns * C): the kernel for each of some neighbouring positions, so that loops are long."""
+    return np.tile(kernel, ceil(LOOP / kernel.shape[2]))
+
+
+def depthwise_conv2d(padded: np.ndarray, repeated: np.ndarray, out: np.ndarray) -> None:
+    """The image in a border of zeros (H + 6, W + 6, C), `repeat_kernel` of the kernel -> (H, W, C)."""
     height, width, channels = out.shape
-    # A loop runs over the channels of `columns` neighbouring positions, with the kernel repeated for each.
-    columns = min(width, ceil(LOOP / channels))
-    repeated = np.tile(kernel, columns)  # (7, 7, columns * C)
+    # A loop runs over the channels of `columns` neighbouring positions.
+    columns = min(width, repeated.shape[2] // channels)
     whole = width - width % columns
     row, column, element = padded.strides
     for first, last, step in ((0, whole, columns), (whole, width, width - whole)):
@@ -111,8 +115,9 @@ def depthwise_layer_norm_gradient(
 
 def _convolve(x: np.ndarray, part: Part, taps: np.ndarray, out: np.ndarray) -> None:
     """One part of x (N, H, W, C), taps (7, 7, C) -> (n, rows, W, C)."""
+    repeated = repeat_kernel(taps)
     for source, target in zip(_padded(x, part), out, strict=True):
-        depthwise_conv2d(source, taps, out=target)
+        depthwise_conv2d(source, repeated, out=target)
 
 
 def _correlate(padded: np.ndarray, gradient: np.ndarray) -> np.ndarray:
