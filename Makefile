@@ -24,5 +24,5 @@ lint:
 parity:
 	$(bin)/python -m pytest -n 2 --dist loadgroup -m "(parity or slow) and not network and not gpu"
 
-figures:  # docs' tables in seconds, README's in ten minutes
+figures:  # docs' tables in seconds, README's of speed in twenty minutes
 	for table in metal_figures model_sizes performance; do $(bin)/python figures/$$table.py || exit; done

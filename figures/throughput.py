@@ -4,8 +4,8 @@
 
 This makes a checkpoint of a published size with random weights and a folder of photo-like JPEGs. Each contender
 classifies the whole folder in a process of its own, in turns; start and loading are not counted. transformers' pipeline
-runs at several batch sizes, and the best one counts. Memory is the peak of a whole `classify` process with the bundled
-checkpoint, on few and on many images.
+runs at several batch sizes, and the best one counts. Ours computes in numpy and in ONNX Runtime, which also runs alone.
+Memory is the peak of a whole `classify` process with the bundled checkpoint, on few and on many images.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from mlx_convnextv2.benchmarking.exports import export
 from mlx_convnextv2.demo import DEMO
 
 BATCH_SIZES = (1, 4, 8)
@@ -60,19 +62,46 @@ def transformers(checkpoint: str, files: list[str], batch_size: int) -> float:
     return time.perf_counter() - start
 
 
-CONTENDERS = {"ours": ours, "transformers": transformers}
+def onnxruntime(checkpoint: str, files: list[str], batch_size: int) -> float:
+    """One image after the other, each as soon as it is prepared."""
+    import onnxruntime
+
+    from mlx_convnextv2 import ConvNextImageProcessor
+
+    processor = ConvNextImageProcessor.from_pretrained(checkpoint)
+    session = onnxruntime.InferenceSession(f"{checkpoint}.onnx", providers=["CPUExecutionProvider"])
+
+    def classify(file: str) -> int:
+        pixel_values = processor.preprocess(file).transpose(2, 0, 1)[None]
+        return int(session.run(None, {"pixel_values": pixel_values})[0].argmax())
+
+    classify(files[0])
+    start = time.perf_counter()
+    for file in files:
+        classify(file)
+    return time.perf_counter() - start
+
+
+# Each with the variable that says what computes ours.
+CONTENDERS = {
+    "ours in numpy": (ours, "numpy"),
+    "ours in onnxruntime": (ours, "onnxruntime"),
+    "transformers": (transformers, ""),
+    "bare onnxruntime": (onnxruntime, ""),
+}
 
 
 def run(name: str, checkpoint: Path, folder: Path, batch_size: int) -> float:
     """Run a contender in a process of its own, and return its images a second."""
     command = [sys.executable, __file__, "--worker", name, str(checkpoint), str(folder), str(batch_size)]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    environment = {**os.environ, "MLX_CONVNEXTV2_OPS": CONTENDERS[name][1]}
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return float(json.loads(output.splitlines()[-1]))
 
 
 def worker(name: str, checkpoint: str, folder: str, batch_size: str) -> None:
     files = sorted(str(path) for path in Path(folder).iterdir())
-    print(json.dumps(len(files) / CONTENDERS[name](checkpoint, files, int(batch_size))))
+    print(json.dumps(len(files) / CONTENDERS[name][0](checkpoint, files, int(batch_size))))
 
 
 def peak_memory(folder: Path) -> float:
@@ -95,21 +124,23 @@ def make_checkpoint(folder: Path, size: str) -> None:
     subprocess.run([sys.executable, "-c", code, size, str(folder)], check=True)
 
 
-def measure(size: str, images: int, runs: int) -> tuple[dict[str, list[float]], list[float], int]:
-    """Images a second by contender, our rate to transformers' by round, and transformers' best batch size."""
+def measure(size: str, images: int, runs: int, batch_sizes: Sequence[int] = BATCH_SIZES) -> dict[str, list[float]]:
+    """Images a second by contender and by round. transformers has its best batch size."""
     with tempfile.TemporaryDirectory() as temporary:
         checkpoint, photos = Path(temporary) / "checkpoint", Path(temporary) / "photos"
         make_checkpoint(checkpoint, size)
+        export("onnx", checkpoint, Path(f"{checkpoint}.onnx"), "float32", (1, 224, 224))
         photos.mkdir()
         for i in range(images):
             make_photo(photos / f"{i:05}.jpg", 500, 400, i)
-        best = max(BATCH_SIZES, key=lambda size: run("transformers", checkpoint, photos, size))
+        best = batch_sizes[0]
+        if len(batch_sizes) > 1:
+            best = max(batch_sizes, key=lambda size: run("transformers", checkpoint, photos, size))
         rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
         for _ in range(runs):
-            rates["ours"].append(run("ours", checkpoint, photos, 8))
-            rates["transformers"].append(run("transformers", checkpoint, photos, best))
-    ratios = [own / theirs for own, theirs in zip(rates["ours"], rates["transformers"], strict=True)]
-    return rates, ratios, best
+            for name, own in rates.items():
+                own.append(run(name, checkpoint, photos, best if name == "transformers" else 8))
+    return rates
 
 
 def memory(*counts: int) -> list[float]:
@@ -137,12 +168,12 @@ def main() -> None:
     if args.worker:
         return worker(*args.worker)
 
-    rates, ratios, best = measure(args.size, args.images, args.runs)
-    print(f"{args.size}, {args.images} photos of 500 x 400, images a second:")
+    rates = measure(args.size, args.images, args.runs)
+    print(f"{args.size}, {args.images} photos of 500 x 400, images a second, and to those of transformers:")
     for name, own in rates.items():
-        print(f"  {name:13} {statistics.median(own):7.1f} (from {min(own):.1f} to {max(own):.1f})")
-    print(f"  ours to transformers' best, batch {best}: {statistics.median(ratios):.2f} times", end="")
-    print(f" (from {min(ratios):.2f} to {max(ratios):.2f})")
+        ratios = [rate / theirs for rate, theirs in zip(own, rates["transformers"], strict=True)]
+        print(f"  {name:19} {statistics.median(own):7.1f} (from {min(own):.1f} to {max(own):.1f})", end="")
+        print(f"  {statistics.median(ratios):.2f} times (from {min(ratios):.2f} to {max(ratios):.2f})")
     few, many = memory(100, args.many)
     print(f"peak memory of classify: {few:.0f} MB for 100 images, {many:.0f} MB for {args.many}")
 

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 
-WARM_UP = 3  # steps
+WARM_UP = 2  # steps
 
 
 def ours(size: str, batch: int, side: int) -> Callable[[], object]:
@@ -68,10 +68,10 @@ def pytorch(size: str, batch: int, side: int) -> Callable[[], object]:
 CONTENDERS = {"mlx_convnextv2": ours, "plain": ours, "pytorch": pytorch}
 
 
-def seconds_of_a_step(contender: str, args: argparse.Namespace) -> float:
+def seconds_of_a_step(contender: str, size: str, batch: int, side: int, steps: int) -> float:
     """The seconds of a step, measured in a process of its own."""
-    command = [sys.executable, __file__, "--run", contender, "--size", args.size, "--steps", str(args.steps)]
-    command += ["--batch", str(args.batch), "--side", str(args.side)]
+    command = [sys.executable, __file__, "--run", contender, "--size", size, "--steps", str(steps)]
+    command += ["--batch", str(batch), "--side", str(side)]
     environment = dict(os.environ)
     if contender == "plain":
         environment["MLX_CONVNEXTV2_OPS"] = "plain"
@@ -90,12 +90,23 @@ def measure(step: Callable[[], object], steps: int) -> float:
     return statistics.median(times[WARM_UP:])
 
 
+def times(
+    contenders: list[str], size: str, runs: int, batch: int = 8, side: int = 224, steps: int = 5
+) -> dict[str, list[float]]:
+    """The seconds of a step in alternating processes, by contender."""
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(runs):
+        for name, own in found.items():
+            own.append(seconds_of_a_step(name, size, batch, side, steps))
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", default="atto")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--side", type=int, default=224, help="pixels (default: 224)")
-    parser.add_argument("--steps", type=int, default=7, help="of each process, after a warm-up (default: 7)")
+    parser.add_argument("--steps", type=int, default=5, help="of each process, after a warm-up (default: 5)")
     parser.add_argument("--runs", type=int, default=5, help="alternating processes of each contender (default: 5)")
     parser.add_argument("--plain", action="store_true", help="MLX's own operations too")
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
@@ -104,16 +115,13 @@ def main() -> None:
         print(measure(CONTENDERS[args.run](args.size, args.batch, args.side), args.steps))
         return
     names = [name for name in CONTENDERS if name != "plain" or args.plain]
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(args.runs):
-        for name in names:
-            times[name].append(seconds_of_a_step(name, args))
+    found = times(names, args.size, args.runs, args.batch, args.side, args.steps)
     print(f"A training step of {args.size}, {args.batch} images of {args.side} x {args.side}, float32.\n")
     print("| contender | ms | to pytorch, median (range) |\n|---|---:|---|")
     for name in names:
-        ratios = [own / theirs for own, theirs in zip(times[name], times["pytorch"], strict=True)]
+        ratios = [own / theirs for own, theirs in zip(found[name], found["pytorch"], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {statistics.median(times[name]) * 1e3:.0f} | {spread} |")
+        print(f"| {name} | {statistics.median(found[name]) * 1e3:.0f} | {spread} |")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,14 @@ def test_the_page_of_bytes_and_bounds_is_the_scripts(output):
     assert_few_launches_and_bytes(page)
 
 
+def test_the_tables_of_speed_are_the_measured_figures():
+    for file, table in runpy.run_path(str(ROOT / "figures" / "speed_tables.py"))["tables"]().items():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        block = re.search(r"<!-- speed -->\n(.*?)\n<!-- end of speed -->", text, re.DOTALL)
+        assert block is not None
+        assert block[1] == table
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--dtype", "float32", "--batch", "8"], ["--resolution", "384"]])
 def test_other_batches_dtypes_and_resolutions_are_as_good(output, arguments):

@@ -48,7 +48,15 @@ def test_loading_a_model_imports_neither_torch_nor_the_hub_client():
 
 
 def test_classifying_one_png_imports_only_what_it_needs():
-    others = ["tqdm", "huggingface_hub", "PIL.WebPImagePlugin", "PIL.GifImagePlugin", "PIL.PdfImagePlugin", "ssl"]
+    others = [
+        "tqdm",
+        "huggingface_hub",
+        "PIL.WebPImagePlugin",
+        "PIL.GifImagePlugin",
+        "PIL.PdfImagePlugin",
+        "ssl",
+        "onnxruntime",
+    ]
     ours = [
         "graphs",
         "training",
@@ -58,6 +66,7 @@ def test_classifying_one_png_imports_only_what_it_needs():
         "inference.tuned",
         "files.pytorch_files",
         "collections.addresses",
+        "collections.runs",
     ]
     unneeded = [*others, *(f"mlx_convnextv2.{name}" for name in ours)]
     code = (

@@ -11,11 +11,9 @@ from itertools import chain, islice
 from typing import Any
 
 from ..inference.classifier import ImageClassifier
-from .fingerprint import fingerprint
 from .inputs import Input, Source, find_sources
 from .outputs import Destination, OneFile, Output, plan
 from .records import Record, Writer
-from .runs import RunFolder
 from .shards import Shard
 from .streams import stream_records
 
@@ -120,6 +118,9 @@ def _open(
 ) -> Destination:
     if not chosen.is_folder:
         return OneFile(chosen.path, chosen.format)
+    from .fingerprint import fingerprint
+    from .runs import RunFolder
+
     run = {"model": fingerprint(classifier), "name": classifier.name, **options, "batch_size": classifier.batch_size}
     return RunFolder(chosen.path, run, shard, chosen.format, part_size)
 

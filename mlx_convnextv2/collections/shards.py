@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -66,6 +65,8 @@ class Shard:
         """
         if self.count == 1:
             return True
+        import hashlib  # loads OpenSSL
+
         text = unicodedata.normalize("NFC", name).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") % self.count == self.index - 1
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,7 +69,7 @@ def _is_replaced(file: Path) -> bool:
 def _partial(file: Path) -> Iterator[Path]:
     """A name beside `file` for unfinished data. The system's errors name `file` instead."""
     beside = file.resolve()
-    partial = beside.with_name(f".{beside.name}.{secrets.token_hex(4)}.partial")
+    partial = beside.with_name(f".{beside.name}.{os.urandom(4).hex()}.partial")
     try:
         with _naming(file, partial):
             yield partial
@@ -101,6 +99,8 @@ def temporary_files() -> Iterator[None]:
         causes = (error, error.__context__)  # `save` raises its own error from the system's
         if not any(isinstance(cause, OSError) and cause.errno in _NO_SPACE for cause in causes):
             raise
+        import tempfile
+
         place = tempfile.gettempdir()
         raise OSError(
             f"{place} cannot take the temporary files, for lack of space: set TMPDIR to a folder with more"

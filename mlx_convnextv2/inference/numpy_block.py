@@ -12,7 +12,7 @@ import numpy as np
 from ..model.convnextv2 import (
     ConvNextV2Layer,
 )
-from ..ops.activations import activate
+from ..ops.activations import activate, scale_before
 from ..ops.numpy_depthwise import RADIUS, depthwise_conv2d, repeat_kernel
 from ..ops.numpy_parts import as_numpy
 from ..ops.plain import FLOAT32_TINY
@@ -115,10 +115,12 @@ class Block:
         kernel = as_numpy(layer.dwconv.weight)[..., 0].transpose(1, 2, 0)  # (C, 7, 7, 1) -> (7, 7, C)
         self.kernel = repeat_kernel(kernel)
         self.kernel_bias = as_numpy(layer.dwconv.bias)
-        self.norm_weight = as_numpy(layer.layernorm.weight)
+        scale = np.float32(scale_before(activation))
+        self.norm_weight = as_numpy(layer.layernorm.weight) * scale
         self.eps = layer.layernorm.eps
         self.expand = dense_weight(layer.pwconv1)  # (4C, C)
-        self.expand_bias = bias_behind(self.expand, as_numpy(layer.pwconv1.bias), as_numpy(layer.layernorm.bias))
+        bias = bias_behind(self.expand, as_numpy(layer.pwconv1.bias), as_numpy(layer.layernorm.bias))
+        self.expand_bias = bias * scale
         self.grn_weight = as_numpy(layer.grn.weight).reshape(-1)
         self.project = dense_weight(layer.pwconv2)  # (C, 4C)
         grn_bias = as_numpy(layer.grn.bias).reshape(-1)

@@ -219,12 +219,16 @@ def test_a_backbone_of_other_stages_than_its_config_is_not_saved(tmp_path):
         save(model, tmp_path / "saved")
 
 
-def test_saving_draws_no_random_numbers(tmp_path, small_model, monkeypatch):
+@pytest.mark.parametrize("what", ["save", "load"])
+def test_saving_and_loading_draw_no_random_numbers(tmp_path, small_model, hf_folder, monkeypatch, what):
     monkeypatch.setattr(mx.random, "normal", None)
     mx.random.seed(1)
     expected = mx.random.uniform().item()
     mx.random.seed(1)
-    save(small_model, tmp_path / "saved")
+    if what == "save":
+        save(small_model, tmp_path / "saved")
+    else:
+        load(hf_folder)
     assert mx.random.uniform().item() == expected
 
 
