@@ -82,7 +82,7 @@ def classify_images(
         shard: the share of the images that this process takes.
         part_size: images in a part. A run that is ended loses at most one part.
         watch: is told of every image.
-        inputs: the other options of `find_sources`: allow_urls, fps, null, max_pixels, notice.
+        inputs: the other options of `find_sources`: allow_urls, fps, null, notice.
 
     Raises:
         FileExistsError, OSError: `output` cannot be written.

@@ -84,26 +84,27 @@ class RunFolder:
 
 
 class Names:
-    """The names of images that are done, as sorted hashes of 16 bytes. A name may be there more than once."""
+    """The names of images that are done, as sorted hashes of 16 bytes, and how often each may be taken."""
 
     def __init__(self, names: Iterable[str]):
-        hashes = b"".join(map(_hash, names))
-        self._sorted = np.sort(np.frombuffer(hashes, "S16"))
-        self._taken = np.zeros(len(self._sorted), bool)
+        hashes = bytearray()
+        for name in names:
+            hashes += _hash(name)
+        self._total = len(hashes) // 16
+        self._sorted, counts = np.unique(np.frombuffer(hashes, "S16"), return_counts=True)
+        self._left = counts.astype(np.uint32)
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return self._total
 
     def take(self, name: str) -> bool:
         """Whether the name is there once more than it was taken."""
         wanted = _hash(name).rstrip(b"\0")  # as numpy gives bytes back
         place = int(np.searchsorted(self._sorted, wanted))
-        while place < len(self._sorted) and self._sorted[place] == wanted:
-            if not self._taken[place]:
-                self._taken[place] = True
-                return True
-            place += 1
-        return False
+        found = place < len(self._sorted) and self._sorted[place] == wanted and self._left[place] > 0
+        if found:
+            self._left[place] -= 1
+        return bool(found)
 
 
 def find_parts(folder: Path) -> list[tuple[str, int, Path]]:
