@@ -65,6 +65,8 @@ def search(args: argparse.Namespace) -> int:
         model=args.model,
         format=args.format or _format_of(args.output),
     )
+    if not found:
+        terminal.say("search: no picture was found")
     if args.output is not None:
         output_files.write(args.output, found.encode("utf-8", "backslashreplace"))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from typing import Any
 
 from ..images.decode import open_image
@@ -16,6 +17,8 @@ _SHOWN = 160  # pixels on the page, to which small pictures grow
 def thumbnail(file: Any) -> str:
     """A picture, as `open_image` takes it, as an element of about 20 kB, or a few words if it cannot be read."""
     try:
+        if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
+            raise OSError("no pipe or device is waited for, whatever names it")
         image = open_image(file)
     except (OSError, ValueError):  # it was there a moment ago
         return '<div class="gone">the file cannot be read any more</div>'

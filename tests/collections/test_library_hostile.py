@@ -12,6 +12,7 @@ from libraries import exact, picture, write
 
 from mlx_convnextv2 import ImageEmbedder, Library, embed_folder
 from mlx_convnextv2.collections.library import files as layout
+from mlx_convnextv2.pages import pictures
 
 ERRORS = (ValueError, OSError)
 
@@ -94,7 +95,6 @@ DAMAGES = {
     "a longer row count": sql("UPDATE about SET rows = 1000000000000"),
     "a row count below zero": sql("UPDATE about SET rows = -1"),
     "a row count of text": sql("UPDATE about SET rows = 'many'"),
-    "another format": sql("UPDATE about SET format = 99"),
     "no description": sql("DELETE FROM about"),
     "two descriptions": sql("INSERT INTO about SELECT * FROM about"),
     "a description of no JSON": sql("UPDATE about SET made = '{'"),
@@ -108,6 +108,7 @@ DAMAGES = {
     "a trigger": sql("CREATE TRIGGER t AFTER INSERT ON pictures BEGIN DELETE FROM pictures; END"),
     "a view": sql("DROP TABLE pictures", "CREATE VIEW pictures AS SELECT randomblob(1000000000)"),
     "another table": sql("CREATE TABLE more (x)"),
+    "an endless path": sql("UPDATE pictures SET path = zeroblob(100000) WHERE row = 1"),
     "a path of text": sql("UPDATE pictures SET path = 'x' WHERE row = 1"),
     "a width of text": sql("UPDATE pictures SET width = 'x' WHERE row = 1"),
     "a norm of text": sql("UPDATE pictures SET norm = 'x' WHERE row = 1"),
@@ -144,6 +145,19 @@ def test_features_that_are_no_numbers_are_found_last(library, photos, embedder):
     assert len(found) == 5
     assert found[-1]["score"] == -1
     assert found[0]["path"] == str(photos / "1.png")
+    assert Library(library, embedder).search(photos / "1.png", 1) == found[:1]
+
+
+def test_a_library_of_a_newer_version_is_not_called_damaged(library):
+    sql("PRAGMA user_version = 99", "ALTER TABLE pictures ADD COLUMN place TEXT")(library)
+    with pytest.raises(ValueError, match=r"newer version of mlx-convnextv2: update this one$"):
+        Library(library)
+
+
+def test_the_page_waits_for_no_pipe_that_a_path_names(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "a.png")
+    monkeypatch.setattr(pictures, "open_image", lambda _: pytest.fail("it waits"))
+    assert "cannot be read" in pictures.thumbnail(str(tmp_path / "a.png"))
 
 
 def test_a_row_that_is_not_written_yet_is_not_there(library, photos, embedder):

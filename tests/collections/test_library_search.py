@@ -12,9 +12,10 @@ from libraries import exact, picture, write
 from PIL import Image
 
 from mlx_convnextv2 import ConvNextV2ForImageClassification, ImageClassifier, ImageEmbedder, Library, embed_folder
+from mlx_convnextv2.collections import search_library
 from mlx_convnextv2.collections.library import duplicates as grouping, library as searching, writer as writing
 from mlx_convnextv2.collections.library.duplicates import linked
-from mlx_convnextv2.collections.library.nearest import SCALE, nearest, rough_scores, unscaled
+from mlx_convnextv2.collections.library.nearest import SCALE, cosines, nearest, rough_scores, unscaled
 from mlx_convnextv2.demo import DEMO
 
 
@@ -53,6 +54,11 @@ def test_the_nearest_are_those_of_a_search_in_float64(count, width, wanted, copi
     assert len(rows) >= min(wanted, count)
     others = np.setdiff1d(np.arange(count), rows)
     assert not len(others) or expected[others].max() < scores.min() + 1e-12
+
+
+def test_no_cosine_is_above_one():
+    rows, lengths = unit_rows(100_000, 2), np.random.RandomState(1).rand(100_000, 1)
+    assert cosines(rows, rows.astype(np.float64) * lengths).max() == 1
 
 
 @settings(max_examples=40)
@@ -230,6 +236,10 @@ def test_mistakes_are_sentences(library, photos, mlx_folder, tmp_path):
         library.labelled("cat")
     with pytest.raises(ValueError, match="at least 1, not 0"):
         library.search(photos / "01.png", 0)
+    with pytest.raises(ValueError, match="at least 1, not -1"):
+        library.labelled(2, -1)
+    with pytest.raises(ValueError, match="at least 1, not -1"):
+        search_library(library.path, duplicates=0.5, top_k=-1)
     with pytest.raises(ValueError, match=r"shape \(33,\), not \(5,\)"):
         library.search_features(np.ones(5))
     with pytest.raises(ValueError, match="all zero"):

@@ -30,6 +30,7 @@ from mlx_convnextv2.collections import Shard
 from mlx_convnextv2.collections.library import update as updating, writer as writing
 from mlx_convnextv2.collections.library.files import ShardFiles
 from mlx_convnextv2.collections.library.reader import RenumberedError, View
+from mlx_convnextv2.demo import DEMO
 
 PICTURES = [picture(number) for number in range(6)]
 
@@ -126,6 +127,31 @@ def test_features_without_a_direction_are_that_images_error(photos, tmp_path, em
     assert update.added == 1
 
 
+def test_a_file_that_changes_while_it_is_read_is_left_for_the_next_time(photos, tmp_path, embedder, monkeypatch):
+    real = embedder.preprocess
+
+    def change(image):
+        if image.filename.endswith("one.png"):
+            write(photos / "one.png", PICTURES[5])
+        return real(image)
+
+    monkeypatch.setattr(embedder, "preprocess", change)
+    update = embed_folder(photos, tmp_path / "library", embedder)
+    assert "one.png: it was being changed while it was read" in update.failures[0].error
+    monkeypatch.undo()
+    embed_folder(photos, tmp_path / "library", embedder)
+    embed_folder(photos, tmp_path / "afresh", embedder)
+    assert content(tmp_path / "library") == content(tmp_path / "afresh")
+
+
+def test_an_empty_name_is_not_the_current_folder(photos, tmp_path, embedder, monkeypatch):
+    monkeypatch.chdir(photos)
+    with pytest.raises(FileNotFoundError, match="no such folder or image: ''"):
+        embed_folder("", tmp_path / "library", embedder)
+    with pytest.raises(ValueError, match="needs a name"):
+        embed_folder(photos, "", embedder)
+
+
 # --- what is forgotten ----------------------------------------------------------------------------------------------
 
 
@@ -156,14 +182,17 @@ def test_a_removed_folder_is_forgotten_and_folders_that_were_not_scanned_are_not
     assert os.fsencode(other) in content(out)
 
 
-def test_a_folder_that_may_not_be_read_keeps_its_pictures(photos, tmp_path, embedder, as_everybody):
+@pytest.mark.parametrize(("mode", "kept"), [(0, 1), (0o400, 0)])  # 0o400: its names may be read, its files not
+def test_a_folder_that_may_not_be_read_keeps_its_pictures(photos, tmp_path, embedder, as_everybody, mode, kept):
     embed_folder(photos, tmp_path / "library", embedder)
-    (photos / "trip").chmod(0)
+    before = content(tmp_path / "library")
+    (photos / "trip").chmod(mode)
     try:
         update = embed_folder(photos, tmp_path / "library", embedder)
     finally:
         (photos / "trip").chmod(0o755)
-    assert (update.kept, len(update.failures)) == (1, 1)
+    assert (update.kept, len(update.failures)) == (kept, 1)
+    assert content(tmp_path / "library") == before
 
 
 # --- whatever happened ----------------------------------------------------------------------------------------------
@@ -343,6 +372,9 @@ def test_another_model_or_preparation_is_refused_and_another_head_is_not(
         embed_folder(photos, out, ImageEmbedder(other, small_processor))
     with pytest.raises(ValueError, match="prepared in another way"):
         embed_folder(photos, out, ImageEmbedder(small_model, ConvNextImageProcessor(size=48)))
+    embed_folder(photos, tmp_path / "demo", DEMO)
+    with pytest.raises(ValueError, match=r"the weights are others in .* in float16: leave --model and --dtype out"):
+        embed_folder(photos, tmp_path / "demo", dtype="float16")
     other.update(small_model.parameters())
     other.classifier.weight = other.classifier.weight + 1
     assert embed_folder(photos, out, ImageEmbedder(other, small_processor)).unchanged == 3

@@ -59,6 +59,8 @@ def embed_folder(
             shards, or is damaged.
     """
     sources = check_sources([folders] if isinstance(folders, str | os.PathLike) else folders)
+    if not os.fspath(output):
+        raise ValueError("the library's folder needs a name")
     folder = Path(output).expanduser()
     part = Shard.parse(shard) if isinstance(shard, str) else shard or Shard()
     made = check_folder(folder, part)

@@ -12,6 +12,7 @@ import os
 import re
 import sqlite3
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -24,12 +25,13 @@ import numpy as np
 from ...messages import one_line, short
 from ..shards import Shard
 
-FORMAT = 1
+FORMAT = 1  # SQLite's user_version
 PATIENCE = 60.0  # seconds to wait for another process's commit
 _MOST_ABOUT = 100_000  # characters
+_MOST_ROW = 1_000_000  # bytes of a row, and of a value in it
 _MOST_FEATURES = 2**20
 SCHEMA = {
-    "about": "CREATE TABLE about (format INTEGER, made TEXT, matrix INTEGER, rows INTEGER)",
+    "about": "CREATE TABLE about (made TEXT, matrix INTEGER, rows INTEGER)",
     "pictures": (
         "CREATE TABLE pictures (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, hash BLOB, width INTEGER, "
         "height INTEGER, taken TEXT, norm REAL, row INTEGER) WITHOUT ROWID"
@@ -130,14 +132,15 @@ class ShardFiles:
         found = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql NOT NULL LIMIT 10").fetchall()
         if not found:
             return None
-        if dict(found) != SCHEMA or len(found) > len(SCHEMA):
+        ((format,),) = connection.execute("PRAGMA user_version")
+        if format > FORMAT:
+            raise ValueError(f"{self.index} was written by a newer version of mlx-convnextv2: update this one")
+        if format != FORMAT or dict(found) != SCHEMA or len(found) > len(SCHEMA):
             raise ValueError(f"{self.index} is no index of a library: {REMEDY}")
-        query = "SELECT format, substr(made, 1, ?), matrix, rows FROM about LIMIT 2"
+        query = "SELECT substr(made, 1, ?), matrix, rows FROM about LIMIT 2"
         rows = list(connection.execute(query, (_MOST_ABOUT,)))
         try:
-            ((format, made, matrix, count),) = rows
-            if format != FORMAT:
-                raise ValueError(f"its format is {short(format)}, and this version reads {FORMAT}")
+            ((made, matrix, count),) = rows
             if type(matrix) is not int or type(count) is not int or matrix < 0 or count < 0:
                 raise ValueError("its counts are no whole numbers")
             return State(Made.from_json(made), matrix, count)
@@ -174,6 +177,8 @@ def connect(index: Path, mode: str) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,
     )
+    if sys.version_info >= (3, 11):
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_ROW)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     return connection
@@ -220,4 +225,6 @@ def another_model(folder: Path, before: Made, now: Made) -> str:
     """Why features computed in two ways cannot be compared."""
     what = "weights are others" if before.weights != now.weights else "images are prepared in another way"
     first, second = (f"{made.model} in {made.dtype}" if made.dtype else made.model for made in (before, now))
-    return f"{folder} was made with {first}, and the {what} in {second}: leave --model out, or choose another library"
+    changed = (first, before.revision) == (second, now.revision)
+    remedy = "make a new library" if changed else "leave --model and --dtype out, or choose another library"
+    return f"{folder} was made with {first}, and the {what} in {second}{' now' * changed}: {remedy}"

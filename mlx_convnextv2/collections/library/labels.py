@@ -40,7 +40,8 @@ def labelled(views: Sequence[View], head: Head, index: int) -> list[tuple[float,
     """The pictures whose best label this is, each with its probability."""
     found: list[tuple[float, Entry]] = []
     for view in views:
-        pictures = np.unique(view.live())
+        live = view.live()
+        pictures = live[np.unique(live["row"], return_index=True)[1]]
         scores: dict[int, float] = {}
         for first in range(0, len(pictures), _BLOCK):
             some = pictures[first : first + _BLOCK]

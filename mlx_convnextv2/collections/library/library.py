@@ -97,12 +97,12 @@ class Library:
         Raises:
             FileNotFoundError, OSError, ValueError: the image cannot be read; or as for `embedder`.
         """
-        _check_top_k(top_k)
+        check_top_k(top_k)
         return self.search_features(self.embedder(image), top_k)
 
     def search_features(self, features: Any, top_k: int = 20) -> list[Found]:
         """As `search`, for pooled features (C,), of any length but zero."""
-        _check_top_k(top_k)
+        check_top_k(top_k)
         vector = np.asarray(features, np.float64)
         if vector.shape != (self.made.features,):
             raise ValueError(f"the features must have the shape ({self.made.features},), not {vector.shape}")
@@ -145,6 +145,8 @@ class Library:
         Raises:
             ValueError: no such label, or several; the model has no classification head; or as for `embedder`.
         """
+        if top_k is not None:
+            check_top_k(top_k)
         labels, head = head_of(self.embedder)
         index = find_label(labels, label)
         found = self._steadily(lambda views: labelled(views, head, index))
@@ -205,6 +207,7 @@ def _picture(entry: Entry, score: float | None = None) -> Found:
     }
 
 
-def _check_top_k(top_k: int) -> None:
+def check_top_k(top_k: int) -> None:
+    """Raise a ValueError unless it is a whole number of at least 1."""
     if not isinstance(top_k, int | np.integer) or top_k < 1:
         raise ValueError(f"top_k must be a whole number of at least 1, not {top_k!r}")

@@ -56,7 +56,7 @@ def cosines(features: np.ndarray, query: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         lengths = np.sqrt((rows * rows).sum(axis=-1) * (others * others).sum(axis=-1))
         found = (rows * others).sum(axis=-1) / lengths
-    return np.where(np.isfinite(found), found, -1.0)
+    return np.where(np.isfinite(found), np.clip(found, -1.0, 1.0), -1.0)
 
 
 def margin(width: int) -> float:
@@ -72,6 +72,7 @@ def nearest(features: np.ndarray, query: np.ndarray, rough: np.ndarray, count: i
         query: (C,) of length one.
         rough: `rough_scores` of them.
     """
+    rough = np.where(np.abs(rough) < 2, rough, -1)  # what no unit vectors give comes from infinities and NaN
     if count >= len(rough):
         rows = np.arange(len(rough))
     else:

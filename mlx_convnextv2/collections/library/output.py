@@ -8,7 +8,7 @@ from typing import Any
 
 from ...images.decode import name_of
 from ...messages import json_text, printable
-from .library import Found, Library
+from .library import Found, Library, check_top_k
 from .page import as_html
 
 Groups = Sequence[Sequence[Found]]
@@ -43,6 +43,8 @@ def search_library(
         raise ValueError(f"the format is one of {', '.join(_WRITERS)}, not {format}")
     if sum(asked is not None for asked in (image, label, duplicates)) != 1:
         raise ValueError("a search is for an image, for a label, or for duplicates: give one of them")
+    if top_k is not None:
+        check_top_k(top_k)
     library = Library(path, model)
     groups: Groups
     if duplicates is not None:

@@ -15,6 +15,7 @@ from .writer import Entry
 
 _AT_ONCE = 500  # values of a statement; SQLite takes 999
 _TRIES = 10
+_MOST_PATH = 2**16  # bytes; systems take 4096
 
 
 class RenumberedError(Exception):
@@ -97,6 +98,7 @@ class View:
         numbers = (entry.size, entry.modified, entry.width, entry.height)
         if not (
             isinstance(entry.path, bytes)
+            and len(entry.path) < _MOST_PATH
             and all(type(number) is int for number in numbers)
             and isinstance(entry.norm, float)
             and isinstance(entry.taken, str | None)

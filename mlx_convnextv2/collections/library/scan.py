@@ -38,8 +38,8 @@ def check_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
     if not sources:
         raise ValueError("there is nothing to read: give a folder of pictures")
     for source in sources:
-        if not os.path.exists(absolute(source)):
-            raise FileNotFoundError(f"no such folder or image: {os.fspath(source)}")
+        if not os.fspath(source) or not os.path.exists(absolute(source)):  # "" would be the current folder
+            raise FileNotFoundError(f"no such folder or image: {os.fspath(source) or repr('')}")
     return [absolute(source) for source in sources]
 
 

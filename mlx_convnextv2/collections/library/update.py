@@ -139,7 +139,8 @@ def _keep(writer: Writer, picture: Picture, features: np.ndarray | None, result:
         result.changed += picture.before
         result.added += not picture.before
     else:
-        writer.remove(os.fsencode(picture.image))
+        if not isinstance(picture.error, PermissionError):  # it may be as it was
+            writer.remove(os.fsencode(picture.image))
         error = picture.error or ValueError(f"{picture.image} has no features")
         result.failures.append(Failure(picture.image, sentence(error)))
 
@@ -168,5 +169,8 @@ def _read(picture: Picture, writer: Writer, embedder: ImageEmbedder) -> np.ndarr
             image = open_header(file)
         image.filename = path  # type: ignore[attr-defined] # its name in errors
         pixels = embedder.preprocess(image)
+        after = os.fstat(file.fileno())
+        if (after.st_size, after.st_mtime_ns) != (status.st_size, status.st_mtime_ns):
+            raise ValueError("it was being changed while it was read: run embed again")
         picture.entry = Entry(**place, hash=hash, **vars(facts(image)), norm=0.0, row=-1)  # type: ignore[arg-type]
     return pixels

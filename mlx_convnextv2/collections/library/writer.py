@@ -73,7 +73,8 @@ class Writer:
         with _transaction(self._connection):
             for statement in SCHEMA.values():
                 self._connection.execute(statement)
-            self._connection.execute("INSERT INTO about VALUES (?, ?, 0, 0)", (FORMAT, made.as_json()))
+            self._connection.execute("INSERT INTO about VALUES (?, 0, 0)", (made.as_json(),))
+            self._connection.execute(f"PRAGMA user_version = {FORMAT}")
         return State(made, 0, 0)
 
     def execute(self, statement: str, values: Any = ()) -> list[Any]:
