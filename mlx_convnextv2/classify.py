@@ -137,8 +137,6 @@ def classify(args: argparse.Namespace) -> int:
         for one in chosen_operations(classifier.predict):
             shape = "x".join(map(str, one["shape"]))
             terminal.say(f"classify: {one['operation']} of {shape}: {one['computed_by']}, {one['because']}")
-    if not summary.images and not summary.before and shard is None:
-        raise ValueError("no images are named")
     if launched:
         return terminal.DONE  # for the launcher ends all processes if one has another status
     if summary.failed and summary.failed == summary.images:

@@ -86,7 +86,7 @@ def classify_images(
 
     Raises:
         FileExistsError, OSError: `output` cannot be written.
-        ValueError: the options do not fit together, or not to the results that are there.
+        ValueError: no images are named, or the options do not fit together, or not to the results that are there.
     """
     watch = watch or Watch()
     target = output
@@ -100,6 +100,10 @@ def classify_images(
     exact = watch.counts and len(first) <= _COUNTED and not any(source.open for source in first)
     watch.begin(max(0, len(first) - target.done) if exact else None)
     wanted = _not_done(chain(_emptied(first), sources), target, summary)
+    begun = [*islice(wanted, 1)]
+    if not begun and not summary.before and shard is None:
+        raise ValueError("no images are named")  # before an old file is replaced
+    wanted = chain(begun, wanted)
     if target.part_size is None:
         with target.part() as writer:
             _write(stream_records(classifier, wanted, top_k, padded=False), writer, watch, summary)

@@ -104,9 +104,12 @@ def test_a_list_that_cannot_be_read_is_a_sentence(classify, tmp_path: Path, argu
     assert word in result.stderr
 
 
-def test_a_list_of_nothing_is_said_to_be_empty(classify) -> None:
-    result, _ = classify("@-", stdin=b"\n\n")
-    assert (result.returncode, result.stderr) == (2, "classify: error: no images are named\n")
+def test_a_list_of_nothing_is_said_to_be_empty_and_replaces_nothing(classify, tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text("old")
+    for arguments in ((), ("--output", "old.jsonl"), ("--output", "new/")):
+        result, _ = classify("@-", *arguments, stdin=b"\n\n")
+        assert (result.returncode, result.stderr) == (2, "classify: error: no images are named\n")
+    assert (tmp_path / "old.jsonl").read_text() == "old"
 
 
 def test_a_broken_link_in_a_folder_is_named_and_the_rest_is_done(classify, tmp_path: Path, photo) -> None:
