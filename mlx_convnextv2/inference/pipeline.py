@@ -21,6 +21,7 @@ from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 
 Prediction = dict[str, Any]
+UNNAMED = "the model"  # what a loaded model is called
 
 
 @dataclass
@@ -64,7 +65,7 @@ class Pipeline:
             model, own_processor = load(self.name, dtype=dtype, revision=revision)
             processor = processor or own_processor
         else:
-            self.name = "the model"
+            self.name = UNNAMED
             if dtype is not None or revision is not None:
                 raise ValueError("dtype and revision are for loading: pass them to load, which made this model")
         if processor is None:

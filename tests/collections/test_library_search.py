@@ -246,6 +246,8 @@ def test_mistakes_are_sentences(library, photos, mlx_folder, tmp_path):
         library.search_features(np.zeros(33))
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         library.duplicates(1.5)
+    with pytest.raises(ValueError, match="pass it to Library as model"):
+        Library(library.path).search(photos / "01.png")
     with pytest.raises(FileNotFoundError, match="there is no library in"):
         Library(tmp_path)
     with pytest.raises(ValueError, match="the weights are others"):

@@ -225,7 +225,7 @@ def test_after_some_changes_a_library_equals_one_built_afresh(steps, count, embe
 
 
 @pytest.mark.slow
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(**CHANGES)
 def test_after_any_changes_a_library_equals_one_built_afresh(steps, count, embedder):
     check_changes(steps, count, embedder)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...heatmaps.targets import find_label
 from ...inference.embedder import ImageEmbedder, check_features
+from ...inference.pipeline import UNNAMED
 from ...messages import some
 from ..shards import Shard
 from .duplicates import duplicates
@@ -64,6 +65,10 @@ class Library:
         """
         if self._embedder is None:
             given = self._model
+            if given is None and self.made.model == UNNAMED:
+                raise ValueError(
+                    f"{self.path} was made with a model that was loaded before: pass it to Library as model"
+                )
             if not isinstance(given, ImageEmbedder):
                 own = given is None
                 given = ImageEmbedder(
