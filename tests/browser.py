@@ -32,6 +32,7 @@ class Browser:
         self._driver = subprocess.Popen(
             [driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
+        assert self._driver.stdout is not None
         for line in self._driver.stdout:
             if "started successfully on port " in line:
                 self._url = f"http://127.0.0.1:{line.rsplit('on port ', 1)[1].strip().rstrip('.')}"

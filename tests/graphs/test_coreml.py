@@ -112,7 +112,7 @@ def test_a_checkpoint_of_any_kind_is_exported(folder: str, request, tmp_path: Pa
     assert ("quantized weights are float32 here" in str(written)) == (folder == "quantized")
     model, processor = load(source)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
-    mean, std = np.float32(processor.image_mean), np.float32(processor.image_std)
+    mean, std = np.array(processor.image_mean, np.float32), np.array(processor.image_std, np.float32)
     pixel_values = (pixels * np.float32(processor.rescale_factor) - mean) / std
     expected = mx.softmax(model(mx.array(pixel_values)).logits, axis=-1)
     outputs = execute(tmp_path / "Small.mlpackage", {"image": pixels.transpose(0, 3, 1, 2).astype(np.float32)})

@@ -10,12 +10,14 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoint_files import as_original, as_timm
-from mlx.utils import tree_flatten, tree_map
+from conftest import parameters
+from mlx.utils import tree_map
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -37,6 +39,14 @@ from mlx_convnextv2.model.quantization import MODES, quantize
 IMAGES = sorted((DEMO / "images").glob("*.png"))
 
 
+def imported(file: Path) -> Any:
+    return mx.import_function(str(file))
+
+
+def largest(array: mx.array) -> float:
+    return float(np.abs(np.array(array)).max())
+
+
 def pixels_of(images: list[Path], processor: ConvNextImageProcessor) -> mx.array:
     """What an app hands to the graph: resized and cropped, and nothing more."""
     return mx.array(np.stack([np.asarray(processor.resize(Image.open(image).convert("RGB"))) for image in images]))
@@ -48,16 +58,16 @@ def test_the_graph_answers_as_the_model_does(how: str, tmp_path: Path) -> None:
     if "bits" in how:
         quantize(model, int(how[0]), 32)
     export_model(model, processor, tmp_path / "graph", batches=[10], features=True)
-    graph = mx.import_function(str(tmp_path / "graph" / "model.mlxfn"))
+    graph = imported(tmp_path / "graph" / "model.mlxfn")
     probabilities, embedding = graph(pixels_of(IMAGES, processor))
     assert probabilities.dtype == embedding.dtype == mx.float32
 
     pixel_values = processor(IMAGES)
     tolerance = 2.0**-5 if how == "bfloat16" else 2.0**-8 if how == "float16" else 1e-5
     expected = mx.softmax(model(pixel_values).logits.astype(mx.float32), axis=-1)
-    assert mx.abs(probabilities - expected).max().item() <= tolerance
+    assert largest(probabilities - expected) <= tolerance
     pooled = model.convnextv2(pixel_values).pooler_output.astype(mx.float32)
-    assert mx.abs(embedding - pooled).max().item() <= tolerance * mx.abs(pooled).max().item()
+    assert largest(embedding - pooled) <= tolerance * largest(pooled)
     assert mx.array_equal(probabilities.argmax(-1), expected.argmax(-1))
 
 
@@ -74,14 +84,14 @@ def sources(small_model, hf_folder, mlx_folder, tmp_path_factory) -> dict[str, P
 def assert_exported_as_it_is(model, tmp_path: Path, batches: list[int] | None = None) -> None:
     processor = ConvNextImageProcessor(size=32, crop_pct=1.0)  # which leaves images of this size alone
     export_model(model, processor, tmp_path / "graph", batches=batches or [2])
-    graph = mx.import_function(str(tmp_path / "graph" / "model.mlxfn"))
+    graph = imported(tmp_path / "graph" / "model.mlxfn")
     dtype = model.convnextv2.embeddings.patch_embeddings.weight.dtype
     tolerance = {mx.float32: 1e-5, mx.float16: 2.0**-8, mx.bfloat16: 2.0**-5}[dtype]
     for batch in batches or [2]:
         images = np.random.RandomState(batch).randint(0, 256, (batch, 32, 32, 3), np.uint8)
         (probabilities,) = graph(mx.array(images))
         expected = mx.softmax(model(processor(list(images))).logits.astype(mx.float32), axis=-1)
-        assert mx.abs(probabilities - expected).max().item() <= tolerance
+        assert largest(probabilities - expected) <= tolerance
 
 
 @pytest.mark.filterwarnings("ignore:.*images are prepared")
@@ -129,9 +139,9 @@ def test_all_batches_share_one_set_of_weights(tmp_path: Path) -> None:
         description = export_model(model, processor, tmp_path / str(len(batches)), batches=batches)
         assert description["batches"] == batches
         sizes.append(description["bytes"])
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    weights = sum(array.nbytes for array in parameters(model).values())
     assert sizes[1] - sizes[0] < 0.2 * weights
-    graph = mx.import_function(str(tmp_path / "3" / "model.mlxfn"))
+    graph = imported(tmp_path / "3" / "model.mlxfn")
     one = pixels_of(IMAGES[:1], processor)
     (single,), (several,) = graph(one), graph(mx.repeat(one, 8, axis=0))
     assert mx.allclose(several, mx.repeat(single, 8, axis=0), atol=1e-6)
@@ -142,7 +152,7 @@ def test_all_batches_share_one_set_of_weights(tmp_path: Path) -> None:
 def test_the_file_is_the_weights_and_two_percent_and_a_tenth_of_a_megabyte_for_each_further_batch(tmp_path) -> None:
     model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size("atto"))
     quantize(model, 4, 32)
-    weights = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
+    weights = sum(array.nbytes for array in parameters(model).values())
     description = export_model(model, ConvNextImageProcessor(size=224), tmp_path / "atto", batches=[1, 8])
     assert weights <= description["bytes"] <= 1.02 * weights + 0.1e6
 
@@ -158,7 +168,7 @@ def test_the_description_says_what_is_there(tmp_path: Path) -> None:
     assert description["labels"] == [str(digit) for digit in range(10)]
     assert (description["mlx_version"], description["model"]) == (metadata.version("mlx"), "digits")
     assert description["input"]["shape"] == ["batch", 32, 32, 3]
-    outputs = mx.import_function(str(folder / "model.mlxfn"))(mx.zeros((2, 32, 32, 3), mx.uint8))
+    outputs = imported(folder / "model.mlxfn")(mx.zeros((2, 32, 32, 3), mx.uint8))
     for output, told in zip(outputs, description["outputs"], strict=True):
         assert list(output.shape) == [2, *told["shape"][1:]]
 

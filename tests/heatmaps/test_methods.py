@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from conftest import parameters
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, fuse
 from mlx_convnextv2.heatmaps import explain
@@ -42,7 +42,7 @@ def test_an_exact_map_sums_to_the_logit_less_what_it_is_compared_with(small_mode
 def cheap_weights(model):
     """Random weights that keep activations in bounds, a million of them repeated: drawing them all takes long."""
     block = np.random.RandomState(0).standard_normal(1_000_003).astype(np.float32)
-    for name, array in tree_flatten(model.parameters()):
+    for name, array in parameters(model).items():
         values = np.resize(block, array.shape)
         is_scale = name.endswith("norm.weight") or ".0.weight" in name
         values = (

@@ -113,6 +113,7 @@ def test_the_split_is_the_same_wherever_the_folder_lies(folder, tmp_path):
 def test_folders_that_are_split_already_are_taken_as_they_are(folder, val):
     root = folder("train/a/1.png", "train/b/2.png", "train/c/3.png", f"{val}/c/4.png", "test/a/5.png")
     splits = find_splits(root)
+    assert splits.test is not None
     assert splits.train.classes == splits.val.classes == splits.test.classes == ("a", "b", "c")
     assert names(splits.val, root) == [f"{val}/c/4.png"]
     assert splits.val.labels == (2,)  # an index into train's classes

@@ -29,6 +29,8 @@ def start():
         quiet: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **env}, **quiet)
         processes.append(process)
+        assert process.stdout is not None
+        assert process.stderr is not None
         line = process.stdout.readline()
         found = re.search(r"at http://\S+:(\d+) ", line)
         assert found, line + process.stderr.read()

@@ -70,6 +70,7 @@ def test_a_strong_penalty_is_kept_where_features_are_noise():
     features, labels = random.normal(size=(120, 64)), random.randint(0, 2, 120)
     _, rows, _ = choose_head((features[:80], labels[:80]), (features[80:], labels[80:]), 2)
     lowest = min(rows, key=lambda row: row.val_loss)
+    assert lowest.l2 is not None
     assert lowest.l2 >= 0.3
 
 

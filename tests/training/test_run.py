@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from mlx.utils import tree_flatten
+from conftest import ROOT, parameters
 from pictures import CLASSES, make_pictures
 from PIL import Image
 
@@ -63,7 +62,7 @@ def arguments(data, model, output, *more) -> list[str]:
 
 
 def weights(folder) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in tree_flatten(load(folder)[0].parameters())}
+    return {name: np.array(array) for name, array in parameters(load(folder)[0]).items()}
 
 
 def accuracy(folder, photos) -> float:

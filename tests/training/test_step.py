@@ -9,8 +9,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from conftest import SMALL, randomize
-from mlx.utils import tree_flatten
+from conftest import SMALL, parameters, randomize
 from numpy_reference import AdamW, loss_and_gradients, mixed
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification
@@ -184,9 +183,9 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole(model, batch):
 
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_leaves_the_model_with_its_own_weights(model, batch, compiled):
-    before = {name: np.array(array) for name, array in tree_flatten(model.parameters())}
+    before = {name: np.array(array) for name, array in parameters(model).items()}
     run(model, batch, a_recipe(model), steps=1, compiled=compiled)
-    for name, array in tree_flatten(model.parameters()):
+    for name, array in parameters(model).items():
         assert np.array_equal(array, before[name]), name
 
 
@@ -218,4 +217,4 @@ def test_only_weights_of_linear_layers_and_convolutions_decay(model):
         owner, _, kind = name.rpartition(".")
         assert group.decays == (kind == "weight" and isinstance(modules[owner], nn.Linear | nn.Conv2d)), name
     assert not groups["convnextv2.encoder.stages.0.layers.0.grn.weight"].decays
-    assert dict(tree_flatten(model.parameters()))["convnextv2.encoder.stages.0.layers.0.grn.weight"].ndim == 4
+    assert dict(parameters(model).items())["convnextv2.encoder.stages.0.layers.0.grn.weight"].ndim == 4
