@@ -125,7 +125,7 @@ def find_sources(
 
     def of_folder(folder: str) -> Iterator[Source]:
         empty, base = True, str(Path(folder))
-        for name in map(str, walk_images(folder, suffixes)):
+        for name in walk_images(folder, suffixes):
             empty = False
             yield of_name(name, name.removeprefix(base).lstrip("/"))
         if empty:

@@ -14,23 +14,23 @@ SUFFIXES = {
 
 def find_images(folder: str | os.PathLike[str]) -> list[Path]:
     """All that `walk_images` finds."""
-    return list(walk_images(folder))
+    return [*map(Path, walk_images(folder))]
 
 
-def walk_images(folder: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
+def walk_images(folder: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES) -> Iterator[str]:
     """Files below a folder with one of these suffixes, without hidden files, sorted by path.
 
     Only the names in one folder and in those above it are held at a time. Links to folders are not followed. Broken
     links and unreadable folders are listed too, because nothing should be left out in silence: opening them says what
     is wrong.
     """
-    levels = [iter(_entries(os.fspath(folder), suffixes))]
+    levels = [iter(_entries(str(Path(folder)), suffixes))]
     while levels:
         for path, is_folder in levels[-1]:
             if is_folder:
                 levels.append(iter(_entries(path, suffixes)))
                 break
-            yield Path(path)
+            yield path.removeprefix("./")
         else:
             levels.pop()
 

@@ -88,7 +88,7 @@ def scan(writer: Writer, sources: Sequence[str], *, prune: bool) -> Scan:
 def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tuple[bytes, int, int]]:
     """The path, size and time of each picture. One that has none gets a size of no file, so that it is read."""
     for source in sources:
-        for path in map(str, _listed(source)):
+        for path in _listed(source):
             if not takes(path):
                 continue
             try:
@@ -100,8 +100,8 @@ def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tup
             yield os.fsencode(path), status.st_size if regular else -1, status.st_mtime_ns
 
 
-def _listed(source: str) -> Iterator[Path]:
-    return walk_images(source) if os.path.isdir(source) else iter([Path(source)])
+def _listed(source: str) -> Iterator[str]:
+    return walk_images(source) if os.path.isdir(source) else iter([str(Path(source))])
 
 
 def _is_gone() -> Callable[[bytes], bool]:
