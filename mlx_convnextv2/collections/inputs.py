@@ -156,7 +156,7 @@ def find_sources(
             if not os.path.isdir(name):
                 found = True
                 yield of_name(name, os.path.relpath(name, base))
-            elif "**" not in pattern:  # which would list the folder's content itself
+            elif "**" not in pattern or not os.access(name, os.R_OK | os.X_OK):  # ** lists a folder's content itself
                 found = True
                 yield from of_folder(name)
         if not found:

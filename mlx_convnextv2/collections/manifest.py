@@ -29,7 +29,7 @@ def agree(folder: Path, run: dict[str, Any]) -> None:
     path = folder / MANIFEST
     if not path.exists():
         others = [name for name in os.listdir(folder) if not name.startswith(".") and name != MANIFEST]
-        if others:
+        if others and not path.exists():  # as another process may have begun just now
             raise FileExistsError(f"{folder} holds {short(sorted(others)[0])} and no results: choose a new folder")
         _put(path, ours)
     theirs = read_manifest(folder)

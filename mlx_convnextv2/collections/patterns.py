@@ -18,11 +18,13 @@ def matches(pattern: str) -> Iterator[str]:
         return
     first = parts.index("**")
     rest = "/".join(parts[first + 1 :])
+    unreadable: list[str] = []
     for top in glob.iglob("/".join(parts[:first]).rstrip("/") + "/") if first else ["."]:
-        for folder, folders, files in os.walk(top):
+        for folder, folders, files in os.walk(top, onerror=lambda error: unreadable.append(error.filename)):
             folders[:] = [name for name in folders if not name.startswith(".")]
             start = os.path.join(folder, "") if first else os.path.join(folder, "")[2:]
             if rest:
                 yield from matches(glob.escape(start) + rest)
             else:
                 yield from (start + name for name in files if not name.startswith("."))
+    yield from unreadable  # which the caller will find out, too

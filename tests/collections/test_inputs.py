@@ -51,6 +51,15 @@ def test_a_quoted_pattern_means_what_it_means_to_a_shell(folder: Path, pattern: 
     assert names(folder / pattern) == [str(folder / name) for name in found]
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_a_folder_that_a_pattern_cannot_look_into_is_named(folder: Path) -> None:
+    (folder / "sub").chmod(0)
+    try:
+        assert names(folder / "**/*.png") == [str(folder / "a.png"), str(folder / "sub")]
+    finally:
+        (folder / "sub").chmod(0o755)
+
+
 def test_links_that_form_loops_are_not_followed_by_a_pattern(folder: Path, monkeypatch) -> None:
     for name in ("one", "two", "sub/up"):
         (folder / name).symlink_to(folder)

@@ -18,6 +18,7 @@ from photo_files import make_photos
 
 from mlx_convnextv2 import ImageClassifier
 from mlx_convnextv2.collections import Shard, Watch, classify_images
+from mlx_convnextv2.collections.manifest import agree
 from mlx_convnextv2.collections.records import Record
 from mlx_convnextv2.collections.runs import Names, find_parts
 from mlx_convnextv2.demo import DEMO
@@ -165,6 +166,17 @@ def test_a_folder_that_holds_something_else_is_left_alone(classify, results) -> 
     assert result.returncode == 2
     assert "thesis.txt" in result.stderr
     assert os.listdir(results) == ["thesis.txt"]
+
+
+def test_a_folder_that_another_process_begins_at_the_same_moment_is_no_other(tmp_path, monkeypatch) -> None:
+    def listed(folder: Path) -> list[str]:
+        monkeypatch.undo()
+        agree(folder, {"top_k": 5})
+        (folder / "part-1of2-000000.jsonl").touch()
+        return os.listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    agree(tmp_path, {"top_k": 5})
 
 
 @pytest.mark.parametrize("file", ["part-1of1-000000.jsonl", "manifest.json"])
