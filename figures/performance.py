@@ -115,7 +115,7 @@ def others(load: str, runs: int) -> Iterator[Figures]:
         environment = {"MLX_CONVNEXTV2_BLAS": "none", "MLX_CONVNEXTV2_OPS": "numpy"}
         results = benchmark("compare", "--size", size, "--runs", "3", "--against", "plain", **environment)
         yield {f"{size} image stock": sorted(1 / ratio for ratio in ratios(results, "plain"))}
-    times = training_step.times(["mlx_convnextv2", "pytorch"], "atto", runs)
+    times = training_step.times(["mlx_convnextv2", "pytorch"], "atto", min(runs, 3))
     pairs = zip(times["mlx_convnextv2"], times["pytorch"], strict=True)
     yield {"training step pytorch": spread([ours / theirs for ours, theirs in pairs])}
     yield {"help seconds": spread([help_seconds() for _ in range(runs)])}
