@@ -115,15 +115,11 @@ def test_a_file_that_has_gone_leaves_a_word(tmp_path):
     assert len(page.all("img")) == 2
 
 
-def test_no_mistakes_are_said(tmp_path):
+def test_no_mistakes_are_said_and_few_classes_are_a_table_of_counts(tmp_path):
     page = Page(as_html(answered(tmp_path, np.eye(3) * 9, range(3))))
     assert "Every answer was right." in page.text
     assert "No two classes were confused." in page.text
-
-
-def test_few_classes_are_a_table_of_counts(tmp_path):
-    text = as_html(three(tmp_path))
-    (matrix,) = re.findall(r'<table class="matrix">(.*?)</table>', text, re.DOTALL)
+    (matrix,) = re.findall(r'<table class="matrix">(.*?)</table>', as_html(three(tmp_path)), re.DOTALL)
     rows = re.findall(r"<tr>(.*?)</tr>", matrix.split("<tbody>")[1], re.DOTALL)
     counts = [[int(cell or 0) for cell in re.findall(r"<td[^>]*>(\d*)</td>", row)] for row in rows]
     assert counts == [[2, 0, 0], [1, 1, 0], [1, 1, 0]]
@@ -223,21 +219,13 @@ def test_results_that_make_no_curve_are_left_out(tmp_path, content):
     assert training(tmp_path) == ""
 
 
-def test_no_folder_no_file_and_a_huge_file_have_no_curves(tmp_path):
-    assert training(None) == ""
-    assert training(tmp_path) == ""
+def test_no_folder_no_file_and_a_huge_file_have_no_curves_and_long_runs_are_thinned_out(tmp_path):
+    assert training(None) == training(tmp_path) == ""
     (tmp_path / "results.csv").write_text(HEADER + "1,1,1,1,1,,,1\n" * 1_000_000)
     assert read_results(tmp_path / "results.csv") == []
-
-
-def test_long_runs_are_thinned_out(tmp_path):
     text = training(write_results(tmp_path, *(f"{i},1,1,0.5,0.5,,,1" for i in range(5000))))
     assert all(len(line["points"].split()) <= 501 for line in Page(text).all("polyline"))
-
-
-def test_the_curves_are_part_of_the_page(tmp_path):
-    write_results(tmp_path, "1,1.2,1.1,0.5,0.9,0.001,,3", "2,0.9,0.8,0.75,0.95,0.001,,3")
-    assert 'id="training"' in as_html(three(tmp_path, folder=tmp_path))
+    assert 'id="training"' in as_html(three(tmp_path, folder=tmp_path))  # a part of the page
 
 
 @pytest.mark.parametrize("values", [[3.0], [0.0, 1e-9], [-5, 1e6], [0.1, 0.1], [1, 2, 300]])

@@ -65,8 +65,3 @@ def test_a_file_of_another_kind_is_refused(tmp_path, text, message):
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_config(file)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such configuration file"):
-        read_config(tmp_path / "absent.yaml")
