@@ -95,6 +95,19 @@ def test_the_number_of_strips_changes_no_more_than_the_order_of_a_sum() -> None:
     assert mx.array_equal(scaled[0], scaled[1])
 
 
+def test_mlx_compiles_each_part_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[object] = []
+
+    def compiler(function: Callable) -> Callable:
+        compiled.append(function)
+        return partial(function)
+
+    monkeypatch.setattr(mx, "compile", compiler)
+    for part in (candidates.depthwise, candidates.gelu_grn):
+        assert part("compiled") is part("compiled")
+    assert compiled == [candidates.depthwise("plain"), candidates.gelu_grn("plain")]
+
+
 def test_more_strips_are_a_candidate_where_there_are_pixels_for_them() -> None:
     def kernels(pixels: int, channels: int, quantized: bool = False) -> list[str]:
         trial = gelu_grn_trial((1, pixels, channels), mx.float16, candidates.ON_INPUT, no_chain, quantized=quantized)
