@@ -51,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--shard", metavar="I/N", help="take the I-th of N shares (default: mlx.launch's)")
     parser.add_argument(
-        "--prune", action="store_true", help="forget missing pictures also where their folder is empty or unreadable"
+        "--prune",
+        action="store_true",
+        help="forget missing pictures also where their folder is gone, empty or unreadable",
     )
     return parser
 

@@ -11,7 +11,7 @@ import pytest
 from libraries import exact, picture, write
 
 from mlx_convnextv2 import ImageEmbedder, Library, embed_folder
-from mlx_convnextv2.collections.library import files as layout
+from mlx_convnextv2.collections.library import files as layout, writer as writing
 from mlx_convnextv2.pages import pictures
 
 ERRORS = (ValueError, OSError)
@@ -146,6 +146,13 @@ def test_features_that_are_no_numbers_are_found_last(library, photos, embedder):
     assert found[-1]["score"] == -1
     assert found[0]["path"] == str(photos / "1.png")
     assert Library(library, embedder).search(photos / "1.png", 1) == found[:1]
+
+
+def test_rows_that_are_not_there_are_a_sentence_when_the_matrix_is_written_anew(library, photos, embedder, monkeypatch):
+    monkeypatch.setattr(writing, "_SPARED", 0)
+    sql("DELETE FROM pictures WHERE row < 3", "UPDATE pictures SET row = 10 WHERE row = 3")(library)
+    with pytest.raises(ValueError, match="names rows that are not there"):
+        embed_folder(photos / "4.png", library, embedder)
 
 
 def test_a_library_of_a_newer_version_is_not_called_damaged(library):

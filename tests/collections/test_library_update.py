@@ -168,6 +168,7 @@ def test_a_missing_disk_empties_no_library(photos, tmp_path, embedder):
     photos.mkdir()
     assert counts(embed_folder(photos, out, embedder)) == {"kept": 3}
     assert content(out) == before
+    photos.rmdir()  # for good
     assert counts(embed_folder(photos, out, embedder, prune=True)) == {"removed": 3}
     assert content(out) == {}
 

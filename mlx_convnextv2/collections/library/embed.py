@@ -48,7 +48,7 @@ def embed_folder(
         batch_size: images that go through the model at once.
         max_pixels: refuse larger images.
         shard: the part of the pictures that this process does, such as "2/8". A library keeps its number of shards.
-        prune: also forget the missing files of folders that are empty or cannot be read.
+        prune: also forget the missing files of folders that are empty or cannot be read, or not there themselves.
         watch: called after each picture that was read.
 
     Raises:
@@ -58,7 +58,7 @@ def embed_folder(
         ValueError: there are no pictures for a new library; or the library was made with another model or number of
             shards, or is damaged.
     """
-    sources = check_sources([folders] if isinstance(folders, str | os.PathLike) else folders)
+    sources = check_sources([folders] if isinstance(folders, str | os.PathLike) else folders, missing_too=prune)
     if not os.fspath(output):
         raise ValueError("the library's folder needs a name")
     folder = Path(output).expanduser()

@@ -7,7 +7,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from ...images.folders import walk_images
 from .writer import Writer
@@ -33,12 +32,13 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return os.path.abspath(os.path.expanduser(os.fspath(path)))
 
 
-def check_sources(sources: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The absolute paths of folders and files. Raises a FileNotFoundError if one is missing."""
+def check_sources(sources: Sequence[str | os.PathLike[str]], missing_too: bool = False) -> list[str]:
+    """The absolute paths of folders and files. Raises a FileNotFoundError if one is missing, unless `missing_too`."""
     if not sources:
         raise ValueError("there is nothing to read: give a folder of pictures")
     for source in sources:
-        if not os.fspath(source) or not os.path.exists(absolute(source)):  # "" would be the current folder
+        # "" would be the current folder
+        if not os.fspath(source) or not (missing_too or os.path.exists(absolute(source))):
             raise FileNotFoundError(f"no such folder or image: {os.fspath(source) or repr('')}")
     return [absolute(source) for source in sources]
 
@@ -101,7 +101,9 @@ def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tup
 
 
 def _listed(source: str) -> Iterator[str]:
-    return walk_images(source) if os.path.isdir(source) else iter([str(Path(source))])
+    if os.path.isdir(source):
+        return walk_images(source)
+    return iter([source] if os.path.exists(source) else [])  # `check_sources` may let through what is gone
 
 
 def _is_gone() -> Callable[[bytes], bool]:

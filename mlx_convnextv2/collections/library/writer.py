@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .files import FORMAT, SCHEMA, Made, ShardFiles, State, another_model, connect, explained
+from .files import FORMAT, REMEDY, SCHEMA, Made, ShardFiles, State, another_model, connect, explained
 
 _SPARED = 1024  # unused rows of a matrix that are never worth writing it anew
 _BLOCK = 4096  # rows that are copied at a time
@@ -137,6 +137,8 @@ class Writer:
         live = np.array(self.execute("SELECT DISTINCT row FROM pictures ORDER BY row"), np.int64).reshape(-1)
         after = State(self.state.made, self.state.matrix + 1, len(live))
         before = self.files.features(self.state)
+        if len(live) and not 0 <= live[0] <= live[-1] < len(before):
+            raise ValueError(f"{self.files.index} is damaged (it names rows that are not there): {REMEDY}")
         with _naming(self.files.matrix(after.matrix)):
             matrix = _open_matrix(self.files.matrix(after.matrix))
             for first in range(0, len(live), _BLOCK):
