@@ -295,7 +295,7 @@ def in_time(call: Callable[[], Path], seconds: float, progress: Callable[[], obj
     thread.start()
     try:
         before = progress and progress()
-        while not wait([outcome], seconds).done:
+        while not _done_within(outcome, seconds):
             now = progress and progress()
             if now == before:
                 what = "what is downloaded has not grown" if progress else "a small file has not come from the Hub"
@@ -306,6 +306,14 @@ def in_time(call: Callable[[], Path], seconds: float, progress: Callable[[], obj
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
             wait([outcome], 1)
     return outcome.result()
+
+
+def _done_within(outcome: Future[Path], seconds: float) -> bool:
+    """Wait for an outcome, in short pieces: a Ctrl-C that comes just before a wait is only noticed behind it."""
+    end = time.monotonic() + seconds
+    while not outcome.done() and (left := end - time.monotonic()) > 0:
+        wait([outcome], min(left, 0.5))
+    return outcome.done()
 
 
 def _retry_after(error: Exception) -> int | None:
