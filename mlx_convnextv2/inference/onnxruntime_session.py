@@ -36,8 +36,9 @@ class Session:
         options.intra_op_num_threads = self.threads  # ONNX Runtime would count cores that this process may not use
         options.log_severity_level = 4  # errors are raised
         options.enable_mem_pattern = False  # it keeps a block of memory for each shape, and is no faster
-        # Threads that spin while they wait take the cores from those that decode images, or from other programs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that wait for work spin between two operations, but no longer: it would take the cores from those
+        # that decode images, and from other programs. Versions that do not know this spin for about a millisecond.
+        options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         providers = ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(encoded(graph), options, providers=providers)
         self._arrays = add.arrays  # whose memory the values only borrow
