@@ -82,9 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.check_model(parser, args)
     args.output = None if args.output == "-" else args.output  # standard output
     if args.merge is not None:
-        if args.images or args.demo:
-            parser.error("--merge joins what is there: give no IMAGE")
+        if args.images or args.demo or args.model is not None or args.shard is not None:
+            parser.error("--merge joins what is there: give no IMAGE, no model and no shard")
         return terminal.run(merge, args, "classify")
+    if args.partial:
+        parser.error("--partial goes with --merge")
     if not args.images and not args.demo:
         parser.error("give at least one IMAGE, or --demo")
     return terminal.run(classify, args, "classify")

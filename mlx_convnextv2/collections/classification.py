@@ -38,11 +38,15 @@ class Watch:
 
 @dataclass
 class Summary:
-    """What was done: images, those that failed by kind, those that an earlier run had done, and seconds."""
+    """What was done: images, those that failed by kind, those that earlier runs had done, and seconds.
+
+    `failed_before` counts what failed in all earlier runs into the same folder, whether it was named again or not.
+    """
 
     images: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     before: int = 0
+    failed_before: int = 0
     seconds: float = 0.0
 
     @property
@@ -53,6 +57,7 @@ class Summary:
         text = f"{self.images} images in {self.seconds:.2f} s, {self.images / max(self.seconds, 1e-9):.1f} a second"
         if self.before:
             text += f"; {self.before} were done before"
+            text += f", {self.failed_before} of the folder's failed" if self.failed_before else ""
         if self.failed:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.failures.most_common())
             text += f"; {self.failed} failed: {kinds}"
@@ -93,7 +98,7 @@ def classify_images(
     if isinstance(target, str | os.PathLike):
         options = {"top_k": top_k, "max_pixels": classifier.processor.max_pixels, "fps": inputs.get("fps")}
         target = _open(plan(target, format), classifier, options, shard or Shard(), part_size)
-    summary = Summary()
+    summary = Summary(failed_before=target.failed)
     start = time.perf_counter()
     sources = iter(find_sources(images, shard=shard, max_pixels=classifier.processor.max_pixels, **inputs))
     first = list(islice(sources, _COUNTED + 1 if watch.counts else 0))

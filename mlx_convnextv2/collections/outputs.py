@@ -24,6 +24,8 @@ class Destination(Protocol):
 
     done: int
     """How many images earlier runs have done."""
+    failed: int
+    """How many of these failed."""
 
     def has(self, image: str) -> bool:
         """Whether an earlier run has done this image. Asked once for each time that the image is named."""
@@ -39,7 +41,7 @@ class OneFile:
     """A file that appears when everything is done."""
 
     part_size: int | None = None
-    done = 0
+    done = failed = 0
 
     def __init__(self, file: Path, format: str):
         self._file, self._format = file, format

@@ -25,7 +25,7 @@ class Printed:
     """
 
     part_size: int | None = None
-    done = 0
+    done = failed = 0
 
     def __init__(self, format: str | None = None, before: Callable[[], None] | None = None):
         if format == "parquet":

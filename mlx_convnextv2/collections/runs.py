@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ class RunFolder:
         self._finished.unlink(missing_ok=True)
         own = [(number, path) for owner, number, path in find_parts(folder) if owner == self._name]
         self._next = max((number for number, _ in own), default=-1) + 1
-        self._failed = 0
+        self.failed = 0
         self._earlier = Names(map(self._count, (record for _, path in own for record in read_records(path))))
         self.done = len(self._earlier)
 
@@ -73,13 +74,13 @@ class RunFolder:
         self._next += 1
 
     def finish(self, images: int, failed: int) -> None:
-        content = {"images": self.done + images, "failed": self._failed + failed}
+        content = {"images": self.done + images, "failed": self.failed + failed}
         with output_files.whole(self._finished) as file:
             file.write(f"{json.dumps(content)}\n".encode())
         self._lock.close()
 
     def _count(self, record: Record) -> str:
-        self._failed += record.error is not None
+        self.failed += record.error is not None
         return record.image
 
 
@@ -138,6 +139,6 @@ def _lock(path: Path, what: str) -> BinaryIO:
     except BlockingIOError:
         file.close()
         raise ValueError(f"another process works at {what}: give this one another --shard, or wait for it") from None
-    except OSError:  # a network file system without locks
-        pass
+    except OSError:  # a network file system
+        warnings.warn(f"{path.parent} has no locks: see that no two processes work at {what}", stacklevel=2)
     return file

@@ -72,7 +72,7 @@ def test_a_run_fills_parts_and_a_second_one_finds_all_done(classify, results, ru
     again = classify()
     assert again.returncode == 0
     assert "0 images" in again.stderr
-    assert "61 were done before" in again.stderr
+    assert "61 were done before, 1 of the folder's failed" in again.stderr
     assert content(results) == before
 
 
