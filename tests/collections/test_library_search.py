@@ -246,9 +246,19 @@ def test_mistakes_are_sentences(library, photos, mlx_folder, tmp_path):
         library.search_features(np.zeros(33))
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         library.duplicates(1.5)
-    with pytest.raises(ValueError, match="pass it to Library as model"):
+    with pytest.raises(ValueError, match="loaded before: pass it as model"):
         Library(library.path).search(photos / "01.png")
     with pytest.raises(FileNotFoundError, match="there is no library in"):
         Library(tmp_path)
     with pytest.raises(ValueError, match="the weights are others"):
         Library(library.path, DEMO).search(photos / "01.png")
+
+
+def test_a_model_that_has_moved_is_asked_for(photos, tmp_path):
+    shutil.copytree(DEMO, tmp_path / "model")
+    embed_folder(photos / "01.png", tmp_path / "library", tmp_path / "model")
+    (tmp_path / "model").rename(tmp_path / "moved")
+    for use in (lambda: Library(tmp_path / "library").embedder, lambda: embed_folder(photos, tmp_path / "library")):
+        with pytest.raises(FileNotFoundError, match=r"model'.* was made with it: say where it is now \(--model\)"):
+            use()
+    assert len(Library(tmp_path / "library", tmp_path / "moved").search(photos / "01.png")) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..._version import __version__
 from ...demo import DEFAULT_MODEL
 from ...inference.embedder import ImageEmbedder
+from ...inference.pipeline import UNNAMED
 from ...messages import some
 from ...model.convnextv2 import body_and_classifier
 from ..fingerprint import hash_weights
@@ -71,8 +72,7 @@ def embed_folder(
             raise ValueError("dtype and revision are for loading: give them to the ImageEmbedder")
         embedder = model
     elif model is None and made is not None:
-        loaded = {"dtype": dtype or made.dtype, "revision": revision or made.revision}
-        embedder = ImageEmbedder(made.model, **loaded, batch_size=batch_size)  # type: ignore[arg-type]
+        embedder = own_model(folder, made, dtype, revision, batch_size)
     else:
         embedder = ImageEmbedder(model or DEFAULT_MODEL, dtype=dtype, revision=revision, batch_size=batch_size)
     if max_pixels is not None:
@@ -110,6 +110,23 @@ def check_folder(folder: Path, shard: Shard) -> Made | None:
             if (state := files.state(connection)) is not None:
                 return state.made
     return None
+
+
+def own_model(
+    folder: Path, made: Made, dtype: str | None = None, revision: str | None = None, batch_size: int = 8
+) -> ImageEmbedder:
+    """The model that a library remembers, loaded.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: as `load`; also if the library was made with a model loaded before.
+    """
+    if made.model == UNNAMED:
+        raise ValueError(f"{folder} was made with a model that was loaded before: pass it as model (--model)")
+    try:
+        dtype, revision = dtype or made.dtype, revision or made.revision
+        return ImageEmbedder(made.model, dtype=dtype, revision=revision, batch_size=batch_size)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}. {folder} was made with it: say where it is now (--model)") from None
 
 
 def made_by(embedder: ImageEmbedder) -> Made:

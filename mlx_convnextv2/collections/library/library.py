@@ -12,11 +12,10 @@ import numpy as np
 
 from ...heatmaps.targets import find_label
 from ...inference.embedder import ImageEmbedder, check_features
-from ...inference.pipeline import UNNAMED
 from ...messages import some
 from ..shards import Shard
 from .duplicates import duplicates
-from .embed import embed_folder, made_by
+from .embed import embed_folder, made_by, own_model
 from .files import Made, another_model, find_shards
 from .labels import head_of, labelled
 from .nearest import nearest, rough_scores
@@ -64,18 +63,9 @@ class Library:
             FileNotFoundError, OSError, ValueError: as `load`; also if its features would not be the library's.
         """
         if self._embedder is None:
-            given = self._model
-            if given is None and self.made.model == UNNAMED:
-                raise ValueError(
-                    f"{self.path} was made with a model that was loaded before: pass it to Library as model"
-                )
+            given = own_model(self.path, self.made) if self._model is None else self._model
             if not isinstance(given, ImageEmbedder):
-                own = given is None
-                given = ImageEmbedder(
-                    self.made.model if given is None else given,
-                    dtype=self.made.dtype,
-                    revision=self.made.revision if own else None,
-                )
+                given = ImageEmbedder(given, dtype=self.made.dtype)
             made = made_by(given)
             if not self.made.same(made):
                 raise ValueError(another_model(self.path, self.made, made))
