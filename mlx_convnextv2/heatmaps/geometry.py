@@ -11,17 +11,11 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 def seen_box(processor: ImageProcessor, size: tuple[int, int]) -> Box:
     """The part of an upright picture of `size` (width, height) that the processor keeps, in the picture's pixels."""
     width, height = size
-    side = processor.size["shortest_edge"]
-    if not processor.do_resize or processor.resizes_to_square() == side:
+    if not processor.do_resize:
         return 0.0, 0.0, float(width), float(height)
-    narrow = processor.short_side()
-    wide = narrow if processor.crop_mode == "squash" else int(narrow * max(size) / min(size))
-    resized = (narrow, wide) if width <= height else (wide, narrow)
-    if processor.crop_mode is None:
-        left, top = ((length - side) // 2 for length in resized)
-    else:
-        left, top = (round((length - side) / 2) for length in resized)
-    across, down = width / resized[0], height / resized[1]  # pixels of the picture for one resized pixel
+    side = processor.size["shortest_edge"]
+    resized_width, resized_height, left, top = processor.placement(width, height)
+    across, down = width / resized_width, height / resized_height  # pixels of the picture for one resized pixel
     return left * across, top * down, (left + side) * across, (top + side) * down
 
 

@@ -225,21 +225,24 @@ class ImageProcessor:
         side = self.size["shortest_edge"]
         return side if self.crop_mode is None and side >= _WARP_SIZE else None
 
-    def resize(self, image: Image.Image) -> Image.Image:
-        """The image at `size` x `size` pixels: resized and cropped, or squeezed, as the class says."""
+    def placement(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """The width and height that an image is resized to, and the left and top of the square that is kept then."""
         side = self.size["shortest_edge"]
-        resample = Image.Resampling(self.resample)
-        if self.crop_mode is None and side >= _WARP_SIZE:
-            return _resized(image, side, side, resample)
+        if self.resizes_to_square() == side:
+            return side, side, 0, 0
         narrow = self.short_side()
-        width, height = image.size
         wide = narrow if self.crop_mode == "squash" else int(narrow * max(width, height) / min(width, height))
         width, height = (narrow, wide) if width <= height else (wide, narrow)
         if self.crop_mode is None:
-            left, top = (width - side) // 2, (height - side) // 2
-        else:
-            left, top = round((width - side) / 2), round((height - side) / 2)  # rounds halves to even
-        return _resized(image, width, height, resample).crop((left, top, left + side, top + side))
+            return width, height, (width - side) // 2, (height - side) // 2
+        return width, height, round((width - side) / 2), round((height - side) / 2)  # rounds halves to even
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The image at `size` x `size` pixels: resized and cropped, or squeezed, as the class says."""
+        side = self.size["shortest_edge"]
+        width, height, left, top = self.placement(*image.size)
+        resized = _resized(image, width, height, Image.Resampling(self.resample))
+        return resized.crop((left, top, left + side, top + side))
 
 
 def _resized(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
