@@ -144,6 +144,8 @@ def test_names_are_taken_as_often_as_they_are_there() -> None:
 def test_other_options_and_other_models_are_refused_by_name(
     classify, results, mlx_folder, photos, arguments, demo, word
 ) -> None:
+    if "parquet" in arguments:
+        pytest.importorskip("pyarrow")
     classify(images=[photos / "0" / "1.jpg"])
     before = content(results)
     result = classify(*arguments, demo=[str(mlx_folder) if name == "SMALL" else name for name in demo])
