@@ -331,8 +331,8 @@ def read_terminal(command, until=None, env=None):
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))
     with tempfile.TemporaryFile("w+") as out:
-        options = {"cwd": ROOT, "stdout": out, "stderr": follower, "env": {**os.environ, **(env or {})}}
-        process = subprocess.Popen(command, **options)
+        environment = {**os.environ, **(env or {})}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=out, stderr=follower, env=environment)
         os.close(follower)
         seen = b""
         while (until is None or until not in seen) and select.select([leader], [], [], 600)[0]:

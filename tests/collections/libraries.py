@@ -6,13 +6,13 @@ import hashlib
 import os
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 from image_files import encode
 from PIL import Image
 
-from mlx_convnextv2 import ImageEmbedder
 from mlx_convnextv2.collections.library.files import find_shards
 from mlx_convnextv2.collections.library.reader import View
 
@@ -33,8 +33,8 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def exact(embedder: ImageEmbedder) -> ImageEmbedder:
-    """The embedder with features that do not depend on the batch, and a count of the images that went through it."""
+def exact(embedder: Any) -> Any:
+    """An ImageEmbedder whose features do not depend on the batch, and that counts the images it is given."""
     embedder.images = 0
 
     def embed(pixel_values: mx.array) -> mx.array:
@@ -52,7 +52,7 @@ def content(library: Path) -> dict[bytes, tuple]:
     for files in find_shards(library):
         view = View.of(files)
         if view is not None:
-            for entry in view.entries(np.unique(view.live()["row"])):
+            for entry in view.entries(np.unique(view.live()["row"]).tolist()):
                 about = {name: value for name, value in vars(entry).items() if name != "row"}
                 assert entry.path not in found
                 found[entry.path] = (*about.values(), view.features[entry.row].tobytes())

@@ -210,7 +210,7 @@ def start(photos: Path, library: Path, *arguments: str) -> subprocess.Popen:
         "import sys; from mlx_convnextv2.collections.library import update; update._SECONDS = -1;"
         "from mlx_convnextv2.embed import main; sys.exit(main())"
     )
-    words = [sys.executable, "-c", code, photos, "--output", library, "--model", DEMO, *arguments]
+    words = [sys.executable, "-c", code, str(photos), "--output", str(library), "--model", str(DEMO), *arguments]
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
@@ -236,8 +236,8 @@ def test_two_writers_killed_at_twenty_random_moments_leave_a_library_that_is_the
     found = content(out)
     assert {path: entry[:7] for path, entry in found.items()} == {path: entry[:7] for path, entry in expected.items()}
     for path, entry in found.items():  # the last digits depend on the batches, which begin elsewhere after a kill
-        pair = [np.frombuffer(features, np.float16).astype(np.float32) for features in (entry[-1], expected[path][-1])]
-        np.testing.assert_allclose(*pair, atol=2**-11)
+        ours, reference = (np.frombuffer(features, np.float16) for features in (entry[-1], expected[path][-1]))
+        np.testing.assert_allclose(ours.astype(np.float32), reference.astype(np.float32), atol=2**-11)
 
 
 @pytest.mark.slow

@@ -77,6 +77,14 @@ def replaced_by_link(find):
     return damage
 
 
+def replaced_by_folder(find):
+    def damage(library: Path) -> None:
+        find(library).unlink()
+        find(library).mkdir()
+
+    return damage
+
+
 def rewritten(old: bytes, new: bytes):
     """Whatever the index's checks of its own allow."""
     return lambda library: index(library).write_bytes(index(library).read_bytes().replace(old, new))
@@ -88,8 +96,8 @@ DAMAGES = {
     "an empty matrix": lambda library: os.truncate(matrix(library), 0),
     "a linked matrix": replaced_by_link(matrix),
     "a linked index": replaced_by_link(index),
-    "a matrix that is a folder": lambda library: (matrix(library).unlink(), matrix(library).mkdir()),
-    "an index that is a folder": lambda library: (index(library).unlink(), index(library).mkdir()),
+    "a matrix that is a folder": replaced_by_folder(matrix),
+    "an index that is a folder": replaced_by_folder(index),
     "an index of text": lambda library: index(library).write_text("no database" * 1000),
     "a short index": lambda library: os.truncate(index(library), 5000),
     "a longer row count": sql("UPDATE about SET rows = 1000000000000"),

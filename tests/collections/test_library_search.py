@@ -16,6 +16,7 @@ from mlx_convnextv2.collections import search_library
 from mlx_convnextv2.collections.library import duplicates as grouping, library as searching, writer as writing
 from mlx_convnextv2.collections.library.duplicates import linked
 from mlx_convnextv2.collections.library.nearest import SCALE, cosines, nearest, rough_scores, unscaled
+from mlx_convnextv2.collections.library.update import Update
 from mlx_convnextv2.demo import DEMO
 
 
@@ -30,8 +31,8 @@ def brute_force(features: np.ndarray, query: np.ndarray) -> np.ndarray:
 
 
 def test_every_finite_float16_becomes_the_same_float32():
-    values = np.arange(65536, dtype=np.uint16).view(np.float16)
-    values = values[np.isfinite(values)].reshape(2, -1)
+    every = np.arange(65536, dtype=np.uint16).view(np.float16)
+    values = every[np.isfinite(every)].reshape(2, -1)
     found = unscaled(values, np.empty(values.shape, np.float32)) * SCALE
     assert np.array_equal(found.view(np.int32), values.astype(np.float32).view(np.int32))
 
@@ -119,7 +120,7 @@ def test_a_library_finds_what_numpy_finds(library, photos, embedder):
     expected = brute_force(rounded, features[5])
     found = library.search(files[5], top_k=12)
     assert names(found) == [
-        files[i].name for i in sorted(range(32), key=lambda i: (-round(expected[i], 9), files[i]))[:12]
+        files[i].name for i in sorted(range(32), key=lambda i: (-round(float(expected[i]), 9), files[i]))[:12]
     ]
     np.testing.assert_allclose([one["score"] for one in found], np.sort(expected)[::-1][:12], atol=1e-7)
     assert found[0] == {**found[0], "width": 32, "height": 32, "taken": None, "size": files[5].stat().st_size}
@@ -162,7 +163,8 @@ def test_a_search_beside_a_writer_names_each_picture_rightly(photos, embedder, t
     for number in range(6):
         write(tmp_path / "photos" / f"{number}.png", picture(number))
     embed_folder(tmp_path / "photos", tmp_path / "library", embedder)
-    library, real, updates = Library(tmp_path / "library", embedder), searching.nearest, []
+    library, real = Library(tmp_path / "library", embedder), searching.nearest
+    updates: list[Update] = []
 
     def slowly(*arguments):
         found = real(*arguments)

@@ -247,6 +247,7 @@ def check_changes(steps, count, embedder):
             for shard in shards:
                 embed_folder(photos, out, embedder, shard=shard)
                 view = View.of(ShardFiles(out, shard))
+                assert view is not None
                 seen.append((view, view.features.copy()))
         for shard in shards:
             embed_folder(photos, afresh, embedder, shard=shard)
@@ -259,6 +260,7 @@ def test_a_matrix_that_is_half_unused_is_written_anew_and_readers_notice(photos,
     out = tmp_path / "library"
     embed_folder(photos, out, embedder)
     view = View.of(ShardFiles(out, Shard()))
+    assert view is not None
     for name in ("one.png", "two.png"):
         (photos / name).unlink()
     embed_folder(photos, out, embedder)

@@ -31,7 +31,8 @@ PIXELS = np.random.RandomState(3).randint(0, 256, (36, 40, 3)).astype(np.uint8)
 def make_model(seed: int = 0, **fields) -> ConvNextV2ForImageClassification:
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, **fields))
     randomize(model, seed)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def pictures(count: int, width: int = 40, height: int = 36) -> list[Image.Image]:
@@ -40,8 +41,9 @@ def pictures(count: int, width: int = 40, height: int = 36) -> list[Image.Image]
     return [Image.fromarray(array).resize((width, height), Image.Resampling.BICUBIC) for array in coarse]
 
 
-def scores(predictions: list[dict]) -> np.ndarray:
+def scores(predictions: list[dict] | None) -> np.ndarray:
     """The scores in the order of the classes."""
+    assert predictions is not None
     by_index = {prediction["index"]: prediction["score"] for prediction in predictions}
     return np.array([by_index[index] for index in sorted(by_index)])
 

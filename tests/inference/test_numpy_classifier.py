@@ -33,7 +33,8 @@ def normal(*shape: int, seed: int = 1) -> np.ndarray:
 def build(**config) -> ConvNextV2ForImageClassification:
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**{**SMALL, "num_labels": 5, **config}))
     randomize(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def plain_logits(model: ConvNextV2ForImageClassification, pixel_values: mx.array) -> mx.array:
@@ -161,7 +162,8 @@ class TestModel:
     @pytest.mark.slow
     @pytest.mark.parametrize("size", [name for name in SIZES if name != "huge"])
     def test_each_size(self, size):
-        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size)).eval()
+        model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size(size))
+        model.eval()
         for stage in model.convnextv2.encoder.stages:
             for layer in stage.layers:
                 layer.grn.weight = mx.random.normal(layer.grn.weight.shape)

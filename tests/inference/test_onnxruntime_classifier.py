@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from mlx_convnextv2.inference import onnxruntime_classifier
 from mlx_convnextv2.inference.fuse import describe, make_ready
 from mlx_convnextv2.inference.numpy_classifier import NumpyClassifier
 from mlx_convnextv2.inference.onnxruntime_classifier import IMAGES_BEFORE, ONNXRuntimeClassifier
+from mlx_convnextv2.inference.tuned import Tuned
 from mlx_convnextv2.model.config import ACTIVATIONS
 from mlx_convnextv2.model.quantization import quantize
 from mlx_convnextv2.ops import dispatch
@@ -39,7 +41,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def build(**config: object) -> ConvNextV2ForImageClassification:
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**{**SMALL, "num_labels": 5, **config}))
     randomize(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def pixels(*shape: int, seed: int = 1) -> mx.array:
@@ -48,8 +51,7 @@ def pixels(*shape: int, seed: int = 1) -> mx.array:
 
 def plain(model: ConvNextV2ForImageClassification, pixel_values: mx.array, pooled: bool = False) -> mx.array:
     with dispatch.path("plain"):
-        outputs = model(pixel_values) if not pooled else model.convnextv2(pixel_values)
-    return outputs.pooler_output if pooled else outputs.logits
+        return model.convnextv2(pixel_values).pooler_output if pooled else model(pixel_values).logits
 
 
 def started(model: ConvNextV2ForImageClassification, **options: bool) -> ONNXRuntimeClassifier:
@@ -117,6 +119,7 @@ class TestWhoComputes:
     def test_where_measuring_is_asked_for_it_is_measured(self, small_model, monkeypatch) -> None:
         monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", "1")
         predict = fuse(small_model)
+        assert isinstance(predict, Tuned)
         assert_close(predict(pixels(1, 32, 32, 3)), plain(small_model, pixels(1, 32, 32, 3)))
         ((trial, verdict),) = predict.verdicts((1, 32, 32, 3))
         assert trial.candidates == ("onnxruntime", "numpy", "plain")
@@ -129,9 +132,10 @@ class TestWhoComputes:
         assert not isinstance(fuse(small_model), ONNXRuntimeClassifier)
 
     def test_its_own_path_starts_it_at_once(self, small_model, monkeypatch) -> None:
-        assert fuse(small_model, "onnxruntime").session is not None
+        asked = [fuse(small_model, "onnxruntime")]
         monkeypatch.setenv("MLX_CONVNEXTV2_OPS", "onnxruntime")
-        assert fuse(small_model).session is not None
+        asked.append(fuse(small_model))
+        assert [isinstance(one, ONNXRuntimeClassifier) and one.session is not None for one in asked] == [True, True]
         with dispatch.path("onnxruntime"):  # single operations are numpy's
             assert dispatch.choose(mx.float32, 8) == "numpy"
 
@@ -156,7 +160,9 @@ class TestWhoComputes:
 
 def test_it_reads_the_weights_where_mlx_has_them(hf_folder: Path) -> None:
     model, _ = load(hf_folder)
-    arrays = started(model).session._arrays
+    session = started(model).session
+    assert session is not None
+    arrays = session._arrays
     block = model.convnextv2.encoder.stages[1].layers[1]
     for name, weight in (("pwconv1", block.pwconv1.weight), ("pwconv2", block.pwconv2.weight)):
         assert np.shares_memory(arrays[f"stage2.block2.{name}.weight"], np.array(weight, copy=False))
@@ -207,3 +213,19 @@ def test_damaged_weights_get_the_sentence_that_they_get_without_it(
     make_ready(classifier.predict)
     with pytest.raises(ValueError, match="its scores are not finite: the model's weights are damaged"):
         classifier(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_a_session_is_made_where_no_signal_arrives(small_model, monkeypatch) -> None:
+    """ONNX Runtime loses what a Ctrl-C raises within it, so it starts in a thread."""
+    # Not the package's attribute: other tests replace the module.
+    onnxruntime_session = import_module("mlx_convnextv2.inference.onnxruntime_session")
+    session, threads = onnxruntime_session.Session, []
+
+    def made(*arguments):
+        threads.append(threading.current_thread())
+        return session(*arguments)
+
+    monkeypatch.setattr(onnxruntime_session, "Session", made)
+    ONNXRuntimeClassifier(small_model).start()
+    assert len(threads) == 1
+    assert threading.main_thread() not in threads

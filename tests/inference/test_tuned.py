@@ -53,7 +53,8 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def model() -> ConvNextV2ForImageClassification:
     model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7))
     randomize(model)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def pixels(shape: tuple[int, ...] = SHAPE) -> mx.array:
@@ -61,7 +62,7 @@ def pixels(shape: tuple[int, ...] = SHAPE) -> mx.array:
 
 
 def assert_close(result: mx.array, expected: mx.array) -> None:
-    assert mx.abs(result - expected).max().item() <= 1e-5 * mx.abs(expected).max().item()
+    assert float(mx.abs(result - expected).max()) <= 1e-5 * float(mx.abs(expected).max())
 
 
 class Ticking:
@@ -135,12 +136,17 @@ class TestOnAGpu:
     def test_plain_mlx_is_not_compiled_against_its_choice(self, model, monkeypatch) -> None:
         """Where it was measured to be faster than compiled, or compiling is broken, nothing compiles the whole."""
         compiled: list[Any] = []
+
+        def compile_nothing(function):
+            compiled.append(function)
+            return function
+
         device = Ticking(monkeypatch)
         for fastest, count in (("kernel 1x2", 1), ("plain", 0)):
             device.seconds = {fastest: 0.5}
             tuned = tuned_on_gpu(model, device.tuner(again=True))
             tuned.prepare(SHAPE)
-            monkeypatch.setattr(mx, "compile", lambda function: compiled.append(function) or function)
+            monkeypatch.setattr(mx, "compile", compile_nothing)
             tuned._compose([verdict.choice for _, verdict in tuned.verdicts(SHAPE)])
             monkeypatch.setattr(mx, "compile", lambda function: function)
             assert len(compiled) == count
@@ -168,7 +174,8 @@ class TestOnAGpu:
         mx.export_function(str(tmp_path / "tuned.mlxfn"), tuned, pixels())
         assert device.ran.count("kernel 1x4") == BLOCKS
         for name in ("rule", "tuned"):
-            (result,) = mx.import_function(str(tmp_path / f"{name}.mlxfn"))(pixels())
+            imported: Any = mx.import_function(str(tmp_path / f"{name}.mlxfn"))  # MLX says that it is a tuple
+            (result,) = imported(pixels())
             assert_close(result, expected)
 
     def test_an_exported_graph_is_of_what_was_found_and_says_so(self, model, monkeypatch, tmp_path) -> None:
@@ -343,6 +350,7 @@ class TestOnACpu:
         monkeypatch.setenv("MLX_CONVNEXTV2_TUNE", "1")
         model.convnextv2.encoder.stages[0].layers[0].act = mx.tanh
         predict = fuse(model)
+        assert isinstance(predict, Tuned)
         assert_close(predict(pixels()), fuse(model, "plain")(pixels()))
         assert choices(predict) == {"model": {"plain"}}
 
@@ -359,8 +367,8 @@ def test_on_a_real_gpu_every_candidate_is_right_and_something_is_chosen(model) -
             model.set_dtype(dtype)
             expected = fuse(model, "plain")(pixels()).astype(mx.float32)
             tuned = tuned_on_gpu(model, tuner)
-            difference = mx.abs(tuned(pixels()).astype(mx.float32) - expected).max().item()
-            assert difference <= CONTENDER[str(dtype).split(".")[-1]] * mx.abs(expected).max().item()
+            difference = float(mx.abs(tuned(pixels()).astype(mx.float32) - expected).max())
+            assert difference <= CONTENDER[str(dtype).split(".")[-1]] * float(mx.abs(expected).max())
             for trial, verdict in tuned.verdicts(SHAPE):
                 assert verdict.failures == {}
                 assert set(verdict.seconds) == set(trial.candidates)
