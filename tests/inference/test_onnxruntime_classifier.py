@@ -210,9 +210,20 @@ def test_damaged_weights_get_the_sentence_that_they_get_without_it(
     weight = model.convnextv2.encoder.stages[3].layers[0].pwconv2.weight
     weight[0, 0] = damage
     classifier = ImageClassifier(model, small_processor)
+    assert isinstance(classifier.predict, ONNXRuntimeClassifier)
     make_ready(classifier.predict)
+    assert classifier.predict.problem is None  # which is not ONNX Runtime's
     with pytest.raises(ValueError, match="its scores are not finite: the model's weights are damaged"):
         classifier(np.zeros((40, 40, 3), np.uint8))
+
+
+def test_an_image_with_nan_does_not_end_the_search(small_model) -> None:
+    predict = ONNXRuntimeClassifier(small_model)
+    images = pixels(IMAGES_BEFORE + 1, 32, 32, 3)
+    predict(images * float("nan"))
+    assert (predict.session, predict.problem) == (None, None)
+    predict(images)
+    assert predict.session is not None
 
 
 def test_a_session_is_made_where_no_signal_arrives(small_model, monkeypatch) -> None:

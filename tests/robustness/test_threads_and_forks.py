@@ -29,6 +29,7 @@ from mlx_convnextv2 import (
     load,
     save,
 )
+from mlx_convnextv2.inference.onnxruntime_classifier import ONNXRuntimeClassifier
 from mlx_convnextv2.model.layers import no_init_weights
 from mlx_convnextv2.model.quantization import quantize
 from mlx_convnextv2.runtime.numpy_blas import find_blas
@@ -333,5 +334,18 @@ def test_where_onnx_runtime_computed_numpy_does_in_a_forked_process_which_can_fr
         del classifier.predict
         gc.collect()
         return answer["label"] == expected["label"] and abs(answer["score"] - expected["score"]) <= 1e-5
+
+    assert in_fork(work) == "True"
+
+
+@forks
+@on_linux
+def test_a_forked_process_does_not_start_onnx_runtime(mlx_folder):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnxruntime")
+    predict = ONNXRuntimeClassifier(load(mlx_folder)[0])
+
+    def work() -> bool:
+        predict.start()
+        return predict.session is None
 
     assert in_fork(work) == "True"
