@@ -140,7 +140,7 @@ def _message(number: int, chunks: Chunks) -> Chunks:
 
 
 def _text(number: int, value: str) -> Chunks:
-    return _message(number, [value.encode()])
+    return _message(number, [value.encode(errors="backslashreplace")])  # half a pair too, as in `write_json`
 
 
 def _int(number: int, value: int) -> Chunks:

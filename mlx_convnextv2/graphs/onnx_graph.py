@@ -113,7 +113,7 @@ class ONNXOperations:
     def layer_norm(self, x: str, layer: Norm) -> str:
         weight = self._weight(layer.weight, f"{layer.name}.weight")
         bias = self._weight(layer.bias, f"{layer.name}.bias")
-        return self.node("LayerNormalization", [x, weight, bias], layer.name, axis=-1, epsilon=layer.eps)
+        return self.node("LayerNormalization", [x, weight, bias], layer.name, axis=-1, epsilon=float(layer.eps))
 
     def activation(self, x: str, name: str, hidden_act: str) -> str:
         if hidden_act == "gelu":
