@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from . import terminal
 from .demo import DEMO
-from .runtime.quick_start import end_quickly, import_numpy
+from .runtime.quick_start import end_quickly, import_numpy, is_own_process
 from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -98,8 +98,9 @@ def classify(args: argparse.Namespace) -> int:
     if sys.stderr.isatty():
         terminal.say(f"Loading {name} ...")  # before the slow imports
     start = time.perf_counter()
-    import_numpy()
-    end_quickly()
+    if is_own_process():
+        import_numpy()
+        end_quickly()
     from .collections import Printed, Watch, classify_images
     from .inference.classifier import ImageClassifier
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -85,6 +86,25 @@ def test_a_short_process_starts_no_threads_of_numpys_blas_and_leaves_the_environ
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "threads 1\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "script", "ours"),
+    [
+        ("mlx_convnextv2.classify", "classify.py", True),
+        (None, "/usr/bin/mlx_convnextv2", True),
+        (None, "/usr/bin/mlx_convnextv2.classify", True),
+        (None, "program.py", False),
+        ("pytest", "mlx_convnextv2", False),
+    ],
+)
+def test_a_program_that_calls_a_command_keeps_its_own_ways(module, script, ours, monkeypatch):
+    ends: list[str] = []
+    monkeypatch.setattr(classify, "end_quickly", lambda: ends.append(script))
+    monkeypatch.setattr(sys, "argv", [script])
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__spec__=module and SimpleNamespace(name=module)))
+    assert classify.main(["--demo", "--top-k", "1"]) == 0
+    assert bool(ends) is ours
 
 
 def test_every_public_name_is_there():

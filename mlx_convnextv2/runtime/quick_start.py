@@ -8,6 +8,13 @@ import os
 import sys
 
 
+def is_own_process() -> bool:
+    """Whether this process is a command of ours, and not a program that calls one."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)  # of python -m
+    name = spec.name if spec else os.path.basename(sys.argv[0])
+    return name.split(".")[0] == __name__.split(".")[0]
+
+
 def import_numpy() -> None:
     """Import numpy without OpenBLAS's own threads, for a process whose arithmetic runs in threads of ours.
 
