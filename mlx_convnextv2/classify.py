@@ -66,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     inputs.add_argument("-0", "--null", action="store_true", help="NUL bytes end the names in @LIST")
     outputs = parser.add_argument_group("results")
     outputs.add_argument("--format", choices=_FORMATS, help="how to write (default: table, or --output's suffix)")
-    outputs.add_argument("--output", metavar="PATH", help="a file, or a folder for parts, where a later run goes on")
+    outputs.add_argument("--output", metavar="PATH", help="a file, or a folder of parts, where a later run goes on")
     outputs.add_argument("--shard", metavar="I/N", help="take the I-th of N shares (default: mlx.launch's)")
     outputs.add_argument(
         "--part-size", type=terminal.positive_int, default=1_000, metavar="N", help="images in a part (default: 1000)"
@@ -107,7 +107,7 @@ def classify(args: argparse.Namespace) -> int:
     class Report(Watch):
         """Shows a bar and says what failed, on standard error."""
 
-        counts = sys.stderr.isatty() and "@-" not in args.images  # which may be slow to come
+        counts = sys.stderr.isatty() and "@-" not in args.images  # a list on standard input may be slow to come
 
         def begin(self, total: int | None) -> None:
             bar.begin(total)
@@ -141,7 +141,7 @@ def classify(args: argparse.Namespace) -> int:
             shape = "x".join(map(str, one["shape"]))
             terminal.say(f"classify: {one['operation']} of {shape}: {one['computed_by']}, {one['because']}")
     if launched:
-        return terminal.DONE  # for the launcher ends all processes if one has another status
+        return terminal.DONE  # the launcher ends all processes if one has another status
     if summary.failed and summary.failed == summary.images:
         return terminal.NOTHING_DONE
     return terminal.SOME_FAILED if summary.failed else terminal.DONE

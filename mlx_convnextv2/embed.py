@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--prune",
         action="store_true",
-        help="forget missing pictures also where their folder is gone, empty or unreadable",
+        help="also forget missing pictures whose folder is gone, empty or unreadable",
     )
     return parser
 
@@ -113,7 +113,7 @@ def embed(args: argparse.Namespace) -> int:
             "is there, --prune forgets them"
         )
     if launched is not None:
-        return terminal.DONE  # for the launcher ends all processes if one has another status
+        return terminal.DONE  # the launcher ends all processes if one has another status
     if not done.failures:
         return terminal.DONE
     return terminal.SOME_FAILED if done.total else terminal.NOTHING_DONE

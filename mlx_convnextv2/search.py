@@ -1,4 +1,4 @@
-"""`python -m mlx_convnextv2.search`: find pictures in a library by a picture, by a label, or by one another."""
+"""`python -m mlx_convnextv2.search`: find pictures in a library, by a picture or a label, or near-duplicates."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--label", metavar="L", help="find the pictures that the classifier gives this label or index")
     parser.add_argument("--duplicates", action="store_true", help="find groups of pictures that are nearly the same")
     parser.add_argument(
-        "--threshold", type=float, default=0.95, metavar="T", help="the cosine of near-duplicates (default: 0.95)"
+        "--threshold", type=float, default=0.95, metavar="T", help="the least cosine of near-duplicates (default: 0.95)"
     )
     parser.add_argument(
         "--top-k", type=terminal.positive_int, metavar="K", help="pictures, or groups, at most (default: 20 for IMAGE)"

@@ -19,10 +19,10 @@ MAX_BYTES = 100_000_000
 SECONDS = 30.0  # for the whole picture, redirects included
 _REDIRECTS = 5
 _CHUNK = 65_536
-# Local, though Python's tables (of some versions) do not say so: IPv6's old site-local addresses, IETF's protocol block
-# with Oracle's metadata service in it, and Azure's host.
+# Local addresses that some versions of Python do not know as such: IPv6's old site-local ones, IETF's protocol block
+# (Oracle's metadata service is in it), and Azure's host.
 _LOCAL = [ipaddress.ip_network(one) for one in ("fec0::/10", "192.0.0.0/24", "168.63.129.16/32")]
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # which leads to the IPv4 address in its last bits
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # leads to the IPv4 address in the last 32 bits
 
 
 class Address:
@@ -39,11 +39,10 @@ class Address:
 
 
 def fetch(address: str) -> bytes:
-    """What is at an address.
+    """Fetch the content of an address.
 
-    The host's name is resolved once, every address that it has must be public, and the connection goes to one of
-    them, so that a second answer of the name server changes nothing. Each redirect is checked in the same way. Proxies
-    are not used.
+    The host's name is resolved once, and all its addresses must be public. The connection goes to one of them, so a
+    second answer of the name server changes nothing. Each redirect is checked in the same way. Proxies are not used.
 
     Raises:
         OSError: it cannot be reached, answers with an error, or takes more than 30 seconds.
@@ -62,7 +61,7 @@ def fetch(address: str) -> bytes:
 
 
 def is_public(host: str) -> bool:
-    """Whether a numeric address is one of the internet's: no loopback, no private network, no link-local."""
+    """Whether a numeric address is on the public internet: not loopback, private or link-local."""
     ip = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -91,7 +90,7 @@ def _get(address: str, deadline: float) -> bytes | str:
             headers = {"User-Agent": f"mlx_convnextv2/{__version__}", "Accept": "image/*", "Connection": "close"}
             connection.request("GET", f"{path}?{query}" if query else path, headers=headers)
             found = _read(connection.getresponse())
-        if time.monotonic() >= deadline:  # perhaps it was cut
+        if time.monotonic() >= deadline:  # the content may have been cut off
             raise TimeoutError
         return found
     except http.client.HTTPException as error:
@@ -123,12 +122,12 @@ def _read(answer: http.client.HTTPResponse) -> bytes | str:
 
 
 class _Pinned(http.client.HTTPConnection):
-    """A connection to an address that was resolved and checked once. At the deadline it is cut, whatever it does."""
+    """A connection to an address that was resolved and checked once. It is cut at the deadline, whatever it does."""
 
     def __init__(self, scheme: str, host: str, port: int, deadline: float):
         super().__init__(host, port)
         self._scheme, self._deadline = scheme, deadline
-        self.default_port = 443 if scheme == "https" else 80  # which is left out of the Host header
+        self.default_port = 443 if scheme == "https" else 80  # the Host header leaves it out
         self._timer: threading.Timer | None = None
 
     def connect(self) -> None:

@@ -17,30 +17,30 @@ from .records import Record, Writer
 from .shards import Shard
 from .streams import stream_records
 
-_COUNTED = 10_000  # names that are listed ahead, so that a progress bar knows its end
+_COUNTED = 10_000  # names to list ahead, for a progress bar that shows the total
 
 
 class Watch:
-    """Is told what happens. This one does nothing.
+    """Is called as a run goes on. This one does nothing.
 
     Attributes:
-        counts: whether to list the first names before anything else, so that `begin` may know the total.
+        counts: whether to list the first names before anything else, so that `begin` can get the total.
     """
 
     counts = False
 
     def begin(self, total: int | None) -> None:
-        """It begins; `total` images are known of, or nobody knows how many."""
+        """The run begins, with `total` images, or None if their number is not known."""
 
     def advance(self, record: Record) -> None:
-        """An image is about to be written. Only the first of a kind of failure has advice."""
+        """A record is about to be written. Only the first failure of each kind has advice."""
 
 
 @dataclass
 class Summary:
-    """What was done: images, those that failed by kind, those that earlier runs had done, and seconds.
+    """What a run did: images, failures by kind, images that earlier runs had done, and seconds.
 
-    `failed_before` counts what failed in all earlier runs into the same folder, whether it was named again or not.
+    `failed_before` counts the failures of all earlier runs into the same folder, whether they are named again or not.
     """
 
     images: int = 0
@@ -79,19 +79,19 @@ def classify_images(
     """Classify images and write a record for each, in order. Memory does not grow with their number.
 
     Args:
-        classifier: what classifies.
+        classifier: the model and its processor.
         images: what `find_sources` takes: paths, folders, patterns, lists, addresses, videos.
-        output: a file, which appears when all is done; or a folder for parts, where a run that was ended goes on.
+        output: a file, which appears when all is done; or a folder of parts, where an interrupted run goes on.
         format: "jsonl", "csv" or "parquet"; by default the suffix of `output` says it, and parts are jsonl.
         top_k: how many labels each image gets, at most.
         shard: the share of the images that this process takes.
-        part_size: images in a part. A run that is ended loses at most one part.
-        watch: is told of every image.
+        part_size: images in a part. An interrupted run loses at most one part.
+        watch: is called for every image.
         inputs: the other options of `find_sources`: allow_urls, fps, null, notice.
 
     Raises:
         FileExistsError, OSError: `output` cannot be written.
-        ValueError: no images are named, or the options do not fit together, or not to the results that are there.
+        ValueError: no images are named, or the options do not fit each other or the results that are there.
     """
     watch = watch or Watch()
     target = output
@@ -138,7 +138,7 @@ def _write(records: Iterable[Record], writer: Writer, watch: Watch, summary: Sum
     for record in records:
         summary.images += 1
         if record.kind is not None:
-            record.advice = None if record.kind in summary.failures else record.advice  # it comes once
+            record.advice = None if record.kind in summary.failures else record.advice  # advice is given once
             summary.failures[record.kind] += 1
         watch.advance(record)
         writer.write(record)
@@ -154,7 +154,7 @@ def _not_done(sources: Iterable[Source], output: Destination, summary: Summary) 
 
 
 def _emptied(items: list[Source]) -> Iterator[Source]:
-    """The items, none of which is kept."""
+    """The items, in order, without keeping any."""
     items.reverse()
     while items:
         yield items.pop()

@@ -1,4 +1,4 @@
-"""What tells one model from another: a hash of all that decides its answers."""
+"""A hash of everything that decides a model's answers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..inference.classifier import ImageClassifier
 
 
 def fingerprint(classifier: ImageClassifier) -> str:
-    """The hash of a classifier's weights, in the type that it computes in, its configuration and its preprocessing.
+    """The hash of a classifier's weights (in its computing dtype), its configuration and its preprocessing.
 
-    The weights are hashed as they are in memory, so a converted checkpoint equals its source. That takes a second for
-    each gigabyte.
+    The weights are hashed as they are in memory, so a converted checkpoint has the hash of its source. Hashing takes a
+    second for each gigabyte.
     """
     digest = hash_weights(classifier.model)
     config = classifier.model.config
@@ -28,7 +28,7 @@ def fingerprint(classifier: ImageClassifier) -> str:
 
 
 def hash_weights(model: nn.Module) -> hashlib.blake2b:
-    """The hash of a model's weights, which takes more content: their names, types, shapes and values."""
+    """The hash of a model's weights: their names, types, shapes and values. The caller may update it with more."""
     digest = hashlib.blake2b(digest_size=16)
     for name, array in sorted(dict(tree_flatten(model.parameters())).items()):
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())

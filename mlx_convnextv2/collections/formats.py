@@ -1,4 +1,4 @@
-"""The formats that results have in files."""
+"""The file formats of results."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_records(file: Path) -> Iterator[Record]:
     if file.suffix == ".parquet":
         from .parquet_files import pyarrow, read_parquet as read
 
-        pyarrow()  # raises its own error
+        pyarrow()  # a missing extra is not damage
     try:
         for record in read(file):
             check(record)

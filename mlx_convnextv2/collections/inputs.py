@@ -27,7 +27,7 @@ class Input:
     """One picture.
 
     Attributes:
-        name: what results call it.
+        name: its name in the results.
         image: what `ImageClassifier` takes.
         time: seconds from the start of its video, if it is a frame.
     """
@@ -43,9 +43,9 @@ class Source:
 
     Attributes:
         name: its path or address.
-        key: what decides which shard takes it: the path within the folder that was named, which is the same on machines
-            that mount the folder in different places; the whole name if it was named itself.
-        open: reads a stream or a video, whose pictures are known only then.
+        key: decides which shard takes it. It is the path within the folder that was named, which is the same on
+            machines that mount the folder in different places; or the whole name, if the picture itself was named.
+        open: reads a stream or a video, whose pictures are not known before.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Source:
 
 
 class Stream(io.BytesIO):
-    """The content of a pipe, read by the main thread, because another thread waiting for it cannot be interrupted.
+    """The content of a pipe. The main thread reads it, because no other thread can be interrupted while it waits.
 
     `name` is its name in errors, and `argument` is the user's name for it.
     """
@@ -73,7 +73,7 @@ class Stream(io.BytesIO):
 
 
 class Failed:
-    """Stands in for a picture that there is not: reading it raises the error."""
+    """Stands in for a picture that cannot be had: reading it raises the error."""
 
     def __init__(self, name: str, error: Exception):
         self.name, self._error = name, error
@@ -98,7 +98,7 @@ def find_sources(
     max_pixels: int | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Iterator[Source]:
-    """What the arguments name, in order. Nothing is listed before it is asked for, except what a pattern matches.
+    """What the arguments name, in order. It is listed lazily, except for what a pattern matches.
 
     Args:
         arguments: paths of images and videos; folders, for the images below them; patterns such as "photos/**/*.jpg";
@@ -107,9 +107,9 @@ def find_sources(
         shard: leave out what belongs to other shards.
         allow_urls: fetch addresses. Otherwise each is a failed picture.
         fps: frames a second to take of a video (default 1). If it is given, videos in folders are taken too.
-        null: the names in lists end with NUL bytes and not with lines.
+        null: the names in lists end with NUL bytes instead of newlines.
         max_pixels: a video with larger frames is a failed picture.
-        notice: told what is waited for.
+        notice: called with a sentence when the run waits for a named pipe.
 
     Raises:
         FileNotFoundError, OSError, ValueError: a list cannot be read.
@@ -134,7 +134,7 @@ def find_sources(
     def of_argument(argument: str) -> Iterator[Source]:
         if argument.startswith("@") and not os.path.lexists(argument):
             for name in read_names(argument[1:], null):
-                is_file = os.path.splitext(name)[1].lower() in suffixes  # which nobody needs to look up
+                is_file = os.path.splitext(name)[1].lower() in suffixes  # by its name, without asking the disk
                 yield from [of_name(name, name)] if is_file or not os.path.isdir(name) else of_folder(name)
         elif argument == "-":
             yield Source("-", "-", lambda: iter([Input("-", Stream(sys.stdin.buffer, "<stdin>", "-"))]))
@@ -156,7 +156,7 @@ def find_sources(
             if not os.path.isdir(name):
                 found = True
                 yield of_name(name, os.path.relpath(name, base))
-            elif "**" not in pattern or not os.access(name, os.R_OK | os.X_OK):  # ** lists a folder's content itself
+            elif "**" not in pattern or not os.access(name, os.R_OK | os.X_OK):  # ** already lists what a folder holds
                 found = True
                 yield from of_folder(name)
         if not found:
@@ -179,14 +179,14 @@ def _of_video(path: str, fps: float, max_pixels: int | None) -> Iterator[Input]:
     try:
         for frame in frames(path, fps, max_pixels):
             name = f"{path}#t={frame.timecode}"
-            frame.image.filename = name  # type: ignore[attr-defined] # what errors call it
+            frame.image.filename = name  # type: ignore[attr-defined] # its name in errors
             yield Input(name, frame.image, frame.seconds)
     except (ValueError, OSError) as error:
         yield Input(path, Failed(path, error))
 
 
 def _of_address(name: str) -> Any:
-    from .addresses import Address  # its clients of HTTP and TLS take long to import
+    from .addresses import Address  # imports http and ssl, which takes long
 
     return Address(name)
 

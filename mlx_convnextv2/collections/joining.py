@@ -23,10 +23,10 @@ def merge(
     """Write the records of all parts to one file, shard by shard, and return how many there are.
 
     Args:
-        folder: what `classify_images` has filled.
-        output: the file, which appears when it is whole. Few records are held at a time.
+        folder: the output of `classify_images`.
+        output: the file, which appears when it is whole. Few records are in memory at a time.
         format: "jsonl", "csv" or "parquet"; by default the suffix of `output` says it.
-        partial: join what there is of an unfinished run.
+        partial: also join the parts of an unfinished run.
 
     Raises:
         FileNotFoundError: the folder holds no results.

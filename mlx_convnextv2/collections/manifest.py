@@ -1,4 +1,4 @@
-"""What a folder of results says of its run, so that no later run mixes other results with it."""
+"""The manifest of a folder of results, which keeps a later run from mixing in results of another kind."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ..messages import short
 
 MANIFEST = "manifest.json"
 _KIND = "mlx_convnextv2 results"
-# What results do not depend on, or only in the last digits.
+# Results do not depend on these, or only in the last digits.
 _NOT_COMPARED = ("kind", "package", "name", "batch_size")
 
 
 def agree(folder: Path, run: dict[str, Any]) -> None:
-    """Write the manifest of a run into its folder or, if there is one, compare.
+    """Write a run's manifest into its folder, or compare it with the one that is there.
 
     Raises:
         FileExistsError: the folder holds something else.
@@ -29,7 +29,7 @@ def agree(folder: Path, run: dict[str, Any]) -> None:
     path = folder / MANIFEST
     if not path.exists():
         others = [name for name in os.listdir(folder) if not name.startswith(".") and name != MANIFEST]
-        if others and not path.exists():  # as another process may have begun just now
+        if others and not path.exists():  # another process may have begun just now
             raise FileExistsError(f"{folder} holds {short(sorted(others)[0])} and no results: choose a new folder")
         _put(path, ours)
     theirs = read_manifest(folder)
@@ -42,7 +42,7 @@ def agree(folder: Path, run: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """What the run of a folder was.
+    """The manifest of a folder of results.
 
     Raises:
         FileNotFoundError, ValueError: the folder holds no results.
@@ -61,7 +61,7 @@ def _put(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     write_json(partial, content)
     try:
-        os.link(partial, path)  # which fails if there is one, unlike a rename
+        os.link(partial, path)  # unlike a rename, this fails if there is one
     except FileExistsError:
         pass
     except OSError:  # a file system without hard links

@@ -13,7 +13,7 @@ _CHUNK = 65_536
 
 
 def read_names(file: str, null: bool = False) -> Iterator[str]:
-    """The names in a list, as they are read: one on each line, or each before a NUL byte. Empty ones are left out.
+    """The names in a list, lazily: one on each line, or each ended by a NUL byte. Empty ones are left out.
 
     Args:
         file: the list's path, or - for standard input.
@@ -38,7 +38,7 @@ def read_names(file: str, null: bool = False) -> Iterator[str]:
 
 def _split(file: BinaryIO, null: bool, name: str) -> Iterator[str]:
     end = b"\0" if null else b"\n"
-    read = getattr(file, "read1", file.read)  # what a pipe has now is not kept waiting for more
+    read = getattr(file, "read1", file.read)  # takes what a pipe has now, without waiting for more
     chunk, rest = read(_CHUNK), b""
     if chunk.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{name} is in UTF-16: save it in UTF-8")

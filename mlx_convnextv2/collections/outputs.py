@@ -1,4 +1,4 @@
-"""Where results go: one file that is whole or absent, or a folder of part files that a later run goes on with."""
+"""Where results go: one file that is whole or absent, or a folder of parts, where a later run goes on."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Destination(Protocol):
     """How many of these failed."""
 
     def has(self, image: str) -> bool:
-        """Whether an earlier run has done this image. Asked once for each time that the image is named."""
+        """Whether an earlier run has done this image. Called once each time the image is named."""
 
     def part(self) -> AbstractContextManager[Writer]:
-        """A writer for the next part, which counts from the end of the context on, or not at all if it ends early."""
+        """A writer for the next part. The part is kept if its context ends well, and dropped if an error ends it."""
 
     def finish(self, images: int, failed: int) -> None:
-        """Everything is done."""
+        """Called when everything is done."""
 
 
 class OneFile:
@@ -69,13 +69,13 @@ class Output:
 
 
 def plan(output: str | os.PathLike[str], format: str | None = None) -> Output:
-    """What `output` and `format` mean together.
+    """The place and the format that `output` and `format` mean together.
 
-    A folder is what ends in a slash, exists as a folder, or is new and has no suffix. Anything else is a file, whose
-    suffix is the format unless `format` says it. Parts are jsonl, the default, or parquet.
+    A path means a folder if it ends in a slash, is a folder, or is new and has no suffix. Any other path is a file, and
+    its suffix says the format unless `format` does. Parts are jsonl, the default, or parquet.
 
     Raises:
-        ValueError: this is no place, or the format does not fit it.
+        ValueError: the path cannot be an output, or the format does not fit it.
     """
     text = os.fspath(output)
     path = Path(text).expanduser()

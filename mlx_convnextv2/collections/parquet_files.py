@@ -50,7 +50,7 @@ class Parquet:
             self._flush()
             self._writer.close()
         finally:
-            self._writer.is_open = False  # or it would try again when it is collected, and say that it cannot
+            self._writer.is_open = False  # else it tries again when it is collected, and reports that it cannot
 
     def _flush(self) -> None:
         if self._rows:
@@ -66,14 +66,14 @@ def read_parquet(file: Path) -> Iterator[Record]:
         with pa.parquet.ParquetFile(file) as parquet:
             for batch in parquet.iter_batches(columns=list(COLUMNS)):
                 for image, rank, label, index, score, error in zip(*batch.to_pydict().values(), strict=True):
-                    if rank is None or rank == 1:  # each image begins so
+                    if rank is None or rank == 1:  # an image's first row
                         if record is not None:
                             yield record
                         record = Record(image, None if rank is None else [], error)
                     if rank is not None and record is not None and record.predictions is not None:
                         record.predictions.append({"label": label, "score": score, "index": index})
     except (pa.ArrowException, OSError) as error:
-        if getattr(error, "errno", None) is not None:  # the system's, and not of the content
+        if getattr(error, "errno", None) is not None:  # the system's error, not the content's
             raise
         raise ValueError("it is damaged") from None
     if record is not None:
@@ -86,5 +86,5 @@ def _table(found: list[tuple[Any, ...]]) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Text as UTF-8 can hold it: a name that is no text has bytes written as \\udcff."""
+    """Text that UTF-8 can hold: bytes of a name that are not text are written as \\udcff."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

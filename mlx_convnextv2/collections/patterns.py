@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 
 def matches(pattern: str) -> Iterator[str]:
-    """What a pattern matches. `**` stands for any folders below, without hidden ones and links.
+    """What a pattern matches. `**` stands for any number of folders, and skips hidden ones and links.
 
-    `glob` follows links there: two that lead to their own folder would keep it busy for years.
+    `glob` would follow the links: two that lead to their own folder would keep it busy for years.
     """
     parts = pattern.split("/")
     if "**" not in parts:
@@ -27,4 +27,4 @@ def matches(pattern: str) -> Iterator[str]:
                 yield from matches(glob.escape(start) + rest)
             else:
                 yield from (start + name for name in files if not name.startswith("."))
-    yield from unreadable  # which the caller will find out, too
+    yield from unreadable  # the caller reports them

@@ -1,4 +1,4 @@
-"""What is written of one image."""
+"""The record of one image: what is written about it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Record:
     """One image's predictions, best first, or the sentence that says why there are none.
 
     Attributes:
-        image: its path or address. A frame's ends in #t= and the time from the start of its video.
+        image: its path or address. For a frame it ends in #t= and the time from the start of the video.
         time: that time in seconds, if it is a frame.
         kind: what kind of failure the error is, for a count.
-        advice: what helps, if the error tells of nothing but a missing extra.
+        advice: what to do, if the only problem is a missing extra.
     """
 
     image: str
@@ -45,7 +45,7 @@ def rows(record: Record) -> Iterator[tuple[Any, ...]]:
 
 
 def check(record: Record) -> None:
-    """Raise an error if a record that was read is not one that was written."""
+    """Raise a TypeError if a record that was read cannot have been written by us."""
     for row in rows(record):
         for value, kind in zip(row[1:], (int, str, int, float, str), strict=True):
             if not isinstance(value, kind | None):

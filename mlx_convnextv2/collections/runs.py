@@ -26,13 +26,13 @@ PART = re.compile(r"part-(\d+)of(\d+)-(\d{6,})\.(jsonl|parquet)")
 
 
 class RunFolder:
-    """The part of a run that belongs to one shard. Shards write files of their own, and never wait for one another.
+    """One shard's share of a run. Each shard writes its own files, and none waits for another.
 
     `part-2of8-000003.jsonl` holds the fourth thousand images of the second of eight shards; `shard-2of8.json` says that
     this shard is done. A part is renamed into its place when it is whole and on the disk.
 
     Args:
-        folder: it is made if it is not there.
+        folder: made if it does not exist.
         run: what the results depend on, for the manifest.
         shard: this process's share.
         format: "jsonl" or "parquet".
@@ -41,7 +41,7 @@ class RunFolder:
     Raises:
         FileExistsError: the folder holds something else.
         OSError: it cannot be written.
-        ValueError: it holds results of another model or with other options, or another process works at this shard.
+        ValueError: it holds results of another model or with other options, or another process works on this shard.
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], shard: Shard, format: str, part_size: int):
@@ -53,7 +53,7 @@ class RunFolder:
         agree(folder, {**run, "format": format, "shards": shard.count})
         self._lock = _lock(folder / f".shard-{self._name}.lock", f"shard {shard} of {folder}")
         for pattern in (f".part-{self._name}-*.partial", f".shard-{self._name}.*.partial"):
-            for left in folder.glob(pattern):  # by a killed run
+            for left in folder.glob(pattern):  # of a killed run
                 left.unlink(missing_ok=True)
         self._finished = folder / f"shard-{self._name}.json"
         self._finished.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class RunFolder:
 
 
 class Names:
-    """The names of images that are done, as sorted hashes of 16 bytes, and how often each may be taken."""
+    """The names of images that are done, as sorted hashes of 16 bytes, and how often each may still be taken."""
 
     def __init__(self, names: Iterable[str]):
         hashes = bytearray()
@@ -99,8 +99,8 @@ class Names:
         return self._total
 
     def take(self, name: str) -> bool:
-        """Whether the name is there once more than it was taken."""
-        wanted = _hash(name).rstrip(b"\0")  # as numpy gives bytes back
+        """Whether the name is still there. If it is, it is taken once."""
+        wanted = _hash(name).rstrip(b"\0")  # numpy drops zero bytes at the end
         place = int(np.searchsorted(self._sorted, wanted))
         found = place < len(self._sorted) and self._sorted[place] == wanted and self._left[place] > 0
         if found:
@@ -116,7 +116,7 @@ def find_parts(folder: Path) -> list[tuple[str, int, Path]]:
 
 
 def count_finished(folder: Path, shard: Shard) -> int | None:
-    """How many images a shard has that is done, or None if it is not done."""
+    """How many images a finished shard has, or None if it is not finished."""
     path = folder / f"shard-{shard.index}of{shard.count}.json"
     if not path.is_file():
         return None
@@ -127,7 +127,7 @@ def count_finished(folder: Path, shard: Shard) -> int | None:
 
 
 def _hash(name: str) -> bytes:
-    """The hash of a name as Parquet holds it: bytes that are no text are written as \\udcff."""
+    """The hash of a name as Parquet holds it: bytes that are not text are written as \\udcff."""
     return hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=16).digest()
 
 

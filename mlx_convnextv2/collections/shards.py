@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from ..messages import one_line, short
 
-# Where each of mlx.launch's backends leaves a list with an entry for each process: the ring's, and RDMA's.
+# Each names a file with an entry for each process: mlx.launch's ring backend sets the first, RDMA the second.
 _LISTS = ("MLX_HOSTFILE", "MLX_IBV_DEVICES")
 _REMEDY = "pass the shard yourself (--shard 2/8)"
-# mlx.launch leaves rank and size to MPI, whose launchers (Open MPI, MPICH) name them so.
+# With MPI, its own launchers (Open MPI, MPICH) set rank and size under these names.
 _MPI = (("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"), ("PMI_RANK", "PMI_SIZE"))
 
 
@@ -43,12 +43,12 @@ class Shard:
 
     @classmethod
     def of_launch(cls, environment: Mapping[str, str] = os.environ) -> Shard | None:
-        """This process's rank and number among those that `mlx.launch` started, or None if it started none or one.
+        """The shard of this process if `mlx.launch` started it among others, by its rank; otherwise None.
 
         Only environment variables are read: no process waits for another, and none is lost when another dies.
 
         Raises:
-            ValueError: the variables are there and cannot be understood.
+            ValueError: the variables are set but cannot be understood.
         """
         for rank, size in _MPI:
             if "MLX_RANK" not in environment and rank in environment and size in environment:

@@ -32,7 +32,7 @@ class Frame:
 
 
 def frames(path: str, fps: float = 1.0, max_pixels: int | None = None) -> Iterator[Frame]:
-    """The first frame of a video, and each that is the first 1/fps seconds or more after the last one taken.
+    """The first frame in each period of 1/fps seconds, counted from the first frame of the video.
 
     Raises:
         FileNotFoundError, OSError: it cannot be opened.

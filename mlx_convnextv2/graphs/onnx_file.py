@@ -1,8 +1,8 @@
 """ONNX's file format: a graph of operations as bytes.
 
-The messages and the numbers of their fields are those of onnx.proto (https://github.com/onnx/onnx), which protobuf
-encodes (https://protobuf.dev/programming-guides/encoding). Writing them here takes fewer lines than the package `onnx`
-takes tenths of a second to import, and a model too large for one message needs no copy in memory.
+The messages and their field numbers are those of onnx.proto (https://github.com/onnx/onnx), in protobuf's encoding
+(https://protobuf.dev/programming-guides/encoding). They are written here because the package `onnx` takes tenths of a
+second to import, and because a model too large for one message then needs no copy in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OPSET = 21  # ONNX 1.16 of 2024, which ONNX Runtime reads from 1.18 on
 IR_VERSION = 10  # of the same release
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operations
 MAX_WEIGHT_BYTES = 2**31 - 2**24  # protobuf's limit for a file, less room for everything but weights
-_SMALL_BYTES = 1024  # so few stay in the graph: ONNX Runtime wants the axes of a sum there
+_SMALL_BYTES = 1024  # weights this small stay in the graph: ONNX Runtime wants the axes of a sum there
 _ALIGNMENT = 4096  # of weights in a second file, so that they can be mapped
 TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7, "float16": 10}
 _FLOAT, _INT, _STRING, _INTS = 1, 2, 3, 7  # types of attributes
@@ -57,7 +57,7 @@ class Graph:
 
 
 def write(graph: Graph, file: Path, doc: str, metadata: Mapping[str, str]) -> None:
-    """Write the file, and no second copy of the weights in memory. Weights too large for it go to a file beside it."""
+    """Write the file, without a copy of the weights in memory. If they are too large, they go to a file beside it."""
     places: dict[str, tuple[str, int]] = {}
     if sum(weight.nbytes for weight in graph.weights.values()) > MAX_WEIGHT_BYTES:
         beside = file.with_name(f"{file.name}_data")

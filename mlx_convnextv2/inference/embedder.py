@@ -51,7 +51,7 @@ class ImageEmbedder(Pipeline):
         """The pooled features (C,) float32 of one image: a path, a file object, a PIL image or a uint8 array.
 
         Raises:
-            FileNotFoundError, OSError, ValueError: the image cannot be read, or its features have no direction.
+            FileNotFoundError, OSError, ValueError: the image cannot be read, or its features are zero or not finite.
         """
         with closing(self.run(self.embed, [image])) as answers:
             for result, features in answers:
@@ -68,8 +68,8 @@ class ImageEmbedder(Pipeline):
     ) -> Generator[tuple[SomeResult, np.ndarray | None], None, None]:
         """Yield each result, in order, with its pooled features (C,) float32.
 
-        The features are None if `prepare`, which is called in threads, found no pixel values (H, W, C), or if they have
-        no direction, which is the result's error then.
+        `prepare` is called in threads. The features are None if it gives no pixel values (H, W, C). They are also None
+        if they are zero or not finite, and the result then has the error.
         """
         workers = available_cpus()
         prepared = map_ahead(prepare, results, workers, self.batch_size + workers)

@@ -1,4 +1,4 @@
-"""The inference-time form on a CPU where ONNX Runtime is installed, whose fused kernels numpy cannot match."""
+"""The inference-time form for a CPU with ONNX Runtime, whose fused kernels numpy cannot match."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def is_installed() -> bool:
 class ONNXRuntimeClassifier:
     """A ConvNextV2ForImageClassification or ConvNextV2Model in inference mode, with the weights that it has now.
 
-    To import ONNX Runtime and to make a session takes as long as it then saves on a few images. So numpy computes until
+    Importing ONNX Runtime and making a session takes as long as it then saves on a few images. So numpy computes until
     `IMAGES_BEFORE` images have come, and a program that classifies one or two never waits for ONNX Runtime. `start`
-    makes the session at once, for a process that lives long. The session must give numpy's answer to an image.
-    Otherwise, or if ONNX Runtime does not work, numpy goes on and `problem` says why.
+    makes the session at once, for a process that lives long. The session must give numpy's answer to one image. If it
+    does not, or if ONNX Runtime does not work, numpy goes on and `problem` says why.
 
-    Both read float32 weights in place. Other weights are converted to float32 once, for both. Several threads may call
-    it at once. ONNX Runtime's threads do not survive a fork, so numpy computes in a forked process.
+    Both engines read float32 weights in place. Other weights are converted to float32 once, for both. Several threads
+    may call this object at once. ONNX Runtime's threads do not survive a fork, so numpy computes in a forked process.
     """
 
     def __init__(self, model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool = False):
@@ -91,7 +91,7 @@ class ONNXRuntimeClassifier:
         expected = np.array(self.in_numpy(pixel_values))
         release_scratch()  # numpy's work is done
         try:
-            # In another thread, for ONNX Runtime would lose what a Ctrl-C raises within it.
+            # In another thread, because ONNX Runtime would lose the exception that a Ctrl-C raises.
             with ThreadPoolExecutor(1) as thread:
                 session, answer = thread.submit(self._try, as_numpy(pixel_values)).result()
         except Exception as error:  # whatever is wrong with ONNX Runtime, numpy computes
@@ -109,7 +109,7 @@ class ONNXRuntimeClassifier:
         from .onnxruntime_session import Session
 
         session = Session(self._model, self._pooled)
-        return_freed_memory()  # for ONNX Runtime to have it in blocks of its own
+        return_freed_memory()  # so that ONNX Runtime can take it for its own blocks
         return session, session(images)
 
     def __str__(self) -> str:
@@ -122,5 +122,5 @@ class ONNXRuntimeClassifier:
 
 
 def in_numpy(predict: NumpyClassifier) -> str:
-    """What computes where numpy does."""
+    """What computes, if numpy does."""
     return f"in numpy on {predict.workers} cores, its BLAS {blas_name()}"

@@ -16,15 +16,15 @@ from ..graphs.walk import Convolution, Linear
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
 from ..runtime.threads import available_cpus
 
-PIXELS_A_CORE = 224 * 224 // 2  # at once; more images would leave the cores' caches
+PIXELS_A_CORE = 224 * 224 // 2  # computed at once; more would not fit the core's cache
 
 
 class Session:
     """A model in inference mode, with its weights in float32.
 
-    The large weights are inputs of the graph. ONNX Runtime then computes with the memory that they have, where it would
-    hold weights of its own twice: as they are, and in the order in which its matrix products read them. It reorders
-    them as it goes, which at 224 pixels takes less time than a graph of PyTorch's spends elsewhere.
+    The large weights are inputs of the graph, so ONNX Runtime reads them in the memory that they have. It would hold
+    its own weights twice: as they are, and in the order in which its matrix products read them. Inputs are reordered in
+    each run. At 224 pixels this takes less time than a graph exported by PyTorch spends elsewhere.
     """
 
     def __init__(self, model: ConvNextV2ForImageClassification | ConvNextV2Model, pooled: bool):
@@ -34,14 +34,14 @@ class Session:
         graph = inference_graph(model, pooled=pooled, add=add)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads  # ONNX Runtime would count cores that this process may not use
-        options.log_severity_level = 4  # errors are raised
+        options.log_severity_level = 4  # errors are raised anyway
         options.enable_mem_pattern = False  # it keeps a block of memory for each shape, and is no faster
-        # Threads that wait for work spin between two operations, but no longer: it would take the cores from those
-        # that decode images, and from other programs. Versions that do not know this spin for about a millisecond.
+        # Threads that wait for work spin between two operations, but no longer: they would take the cores from threads
+        # that decode images, and from other programs. Versions without this option spin for about a millisecond.
         options.add_session_config_entry("session.intra_op.spin_duration_us", "50")
         providers = ["CPUExecutionProvider"]
         self._session = onnxruntime.InferenceSession(encoded(graph), options, providers=providers)
-        self._arrays = add.arrays  # whose memory the values only borrow
+        self._arrays = add.arrays  # the values only borrow this memory
         self._weights = {name: _value(array) for name, array in self._arrays.items()}
         (self._output,) = graph.outputs
         _sessions.add(self)
@@ -87,7 +87,7 @@ class _WithWeightsAsInputs(ONNXOperations):
 
     def _weight(self, values: np.ndarray, name: str, dtype: str | None = None) -> str:
         if name not in self.arrays:
-            self.graph.weights[name] = values  # damaged ones too: that is found where the scores are read
+            self.graph.weights[name] = values  # damaged ones too: reading the scores finds that
         return name
 
 
@@ -99,7 +99,7 @@ _sessions: WeakSet[Session] = WeakSet()
 
 
 def _after_fork() -> None:
-    """Never free a session of the parent's in a forked process: that would wait for threads that do not exist there."""
+    """Never free the parent's sessions in a forked process: it would wait for threads that do not exist there."""
     for session in _sessions:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._session))
 

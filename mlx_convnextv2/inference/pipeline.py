@@ -21,7 +21,7 @@ from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 
 Prediction = dict[str, Any]
-UNNAMED = "the model"  # what a loaded model is called
+UNNAMED = "the model"  # the name of a model that was passed loaded
 
 
 @dataclass
@@ -37,7 +37,7 @@ SomeResult = TypeVar("SomeResult", bound=Result)
 
 
 class Pipeline:
-    """A model's images on their way: files to pixel values in threads, and these through a function in batches.
+    """Turns files into pixel values in threads, and passes them to a function in batches.
 
     Args:
         model: a Hub id, a folder, or a loaded model.
@@ -93,13 +93,13 @@ class Pipeline:
         Args:
             function: pixel values (N, H, W, C) -> (N, width).
             images: paths, file objects, PIL images or uint8 arrays, in any iterable.
-            batched: take images ahead, and let them through the model in batches. By default this holds for lists; an
-                iterator may be a camera, so its images are taken and answered one by one.
+            batched: take images ahead, and compute them in batches. This is the default for lists. An iterator may be a
+                camera, so its images are taken and answered one by one.
             padded: fill every batch up, with copies, because the last digits of a score depend on the batch's size.
 
         Threads read and prepare the images of a batch while others are computed, up to a batch and one image for each
-        core ahead. One thread reads them all if an open image or file is in a list twice, because two threads must not
-        read it at once; another iterable that is `batched` must not give it twice.
+        core ahead. If an open image or file is in a list twice, one thread reads the whole list, because two threads
+        must not read it at once. Any other `batched` iterable must not give it twice.
         """
         batch_size, workers, ahead = 1, 1, 1
         several = isinstance(images, list | tuple)
@@ -149,10 +149,10 @@ def run_results(
     """
     with closing(prepared):
         waiting: list[SomeResult] = []
-        arrays: dict[int, np.ndarray] = {}  # by the place among those that wait
+        arrays: dict[int, np.ndarray] = {}  # by place in `waiting`
         for result, array in prepared:
             if array is not None:
-                if arrays and array.shape != next(iter(arrays.values())).shape:  # without do_resize
+                if arrays and array.shape != next(iter(arrays.values())).shape:  # sizes differ without do_resize
                     yield from _answer(function, waiting, arrays, size)
                     waiting, arrays = [], {}
                 arrays[len(waiting)] = array

@@ -1,4 +1,4 @@
-"""The weights that a model has now, for a form of it that reads them later."""
+"""The weights that a model has now, for an engine that reads them later."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .numpy_block import dense_weight
 
 
 def in_float32(value: Any) -> Any:
-    """A copy of a module whose weights are float32, and those that are so already the same arrays.
+    """A copy of a module, with its weights in float32. Arrays that are float32 already are shared.
 
-    Quantized linear layers become dense ones. Setting a weight of the module does not change the copy.
+    Quantized linear layers become dense ones. Setting a weight of the module later does not change the copy.
     """
     if isinstance(value, mx.array):
         return value.astype(mx.float32)

@@ -1,1 +1,1 @@
-"""What an HTML page is made of, if it is to stand alone: its frame, its text and its pictures."""
+"""The parts of an HTML page that stands alone: its frame, its text and its pictures."""

@@ -1,4 +1,4 @@
-"""The frame of a page that stands alone: its style and script are within it, and nothing is fetched."""
+"""The frame of a page that stands alone: it contains its style and script, and fetches nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _STYLE = Path(__file__).with_name("style.css")
 
 
 def page(title: str, body: str, style: str = "", script: str = "") -> str:
-    """A page. A browser is told to load nothing, and to run no script but this one.
+    """An HTML page. It tells the browser to load nothing, and to run no script but this one.
 
     Args:
         title, body: HTML, so text in it has been through `html.text`.

@@ -15,7 +15,7 @@ _SHOWN = 160  # pixels on the page, to which small pictures grow
 
 
 def thumbnail(file: Any) -> str:
-    """A picture, as `open_image` takes it, as an element of about 20 kB, or a few words if it cannot be read."""
+    """An HTML element of about 20 kB for a picture that `open_image` takes, or a few words if it cannot be read."""
     try:
         if isinstance(file, str | os.PathLike) and not os.path.isfile(file):
             raise OSError("no pipe or device is waited for, whatever names it")

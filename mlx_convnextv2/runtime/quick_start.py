@@ -1,4 +1,4 @@
-"""What makes a short process shorter."""
+"""Make a short process start and end faster."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def is_own_process() -> bool:
 
 
 def import_numpy() -> None:
-    """Import numpy without OpenBLAS's own threads, for a process whose arithmetic runs in threads of ours.
+    """Import numpy without OpenBLAS's own threads, for a process that computes in our threads.
 
-    Each would spin for 25 ms on a core before it sleeps. A user's OPENBLAS_NUM_THREADS is left alone.
+    Each of OpenBLAS's would spin for 25 ms on a core before it sleeps. A user's OPENBLAS_NUM_THREADS is left alone.
     """
     variable = "OPENBLAS_NUM_THREADS"
     if "numpy" in sys.modules or variable in os.environ:
@@ -27,9 +27,9 @@ def import_numpy() -> None:
     try:
         import numpy  # noqa: F401
     finally:
-        del os.environ[variable]  # MLX's BLAS, and our children, are not meant
+        del os.environ[variable]  # it is not meant for MLX's BLAS and child processes
 
 
 def end_quickly() -> None:
-    """Spare the end of this process the walk through all objects in search of cycles."""
+    """Skip the last search for cycles through all objects when this process ends."""
     atexit.register(gc.freeze)

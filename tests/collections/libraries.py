@@ -47,7 +47,7 @@ def exact(embedder: Any) -> Any:
 
 
 def content(library: Path) -> dict[bytes, tuple]:
-    """All that a library says of each path: its features too, wherever they are."""
+    """All that a library says of each path, with its features, in whichever row they are."""
     found = {}
     for files in find_shards(library):
         view = View.of(files)

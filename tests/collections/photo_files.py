@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def make_photos(folder: Path, number: int) -> Path:
-    """Photos in folders of a hundred, each its own, and one file that is none."""
+    """Photos in folders of a hundred, no two alike, and one file that is no photo."""
     pixels = np.random.default_rng(0)
     for i in range(number):
         path = folder / f"{i // 100}" / f"{i}.jpg"

@@ -74,7 +74,7 @@ def server(photo) -> Iterator[str]:
 
 @pytest.fixture
 def here_is_public(monkeypatch) -> None:
-    """No option does this: the test replaces the function that decides."""
+    """Let this machine count as public. No option does this, so the function that decides is replaced."""
     monkeypatch.setattr(addresses, "is_public", lambda host: host == "127.0.0.1")
 
 
@@ -124,7 +124,7 @@ def test_a_redirect_to_what_is_not_http_is_refused(server, target) -> None:
 
 
 def test_a_name_is_resolved_once_and_all_its_addresses_count(server, monkeypatch) -> None:
-    """A name server that first gives a public address and then a private one gains nothing, nor one that gives both."""
+    """A name server gains nothing by giving first a public address and then a private one, or both at once."""
     resolve, answers = socket.getaddrinfo, [["8.8.8.8", "127.0.0.1"], ["8.8.8.8"], ["127.0.0.1"]]
     connected = []
 
@@ -148,7 +148,7 @@ def test_a_name_is_resolved_once_and_all_its_addresses_count(server, monkeypatch
 
 
 def test_the_usual_port_is_no_part_of_the_host(monkeypatch) -> None:
-    """A signed address counts as another one with the port in it."""
+    """With the port in it, a signed address would count as another one."""
     sent: list[bytes] = []
 
     def send(self: addresses._Pinned, data: bytes) -> None:

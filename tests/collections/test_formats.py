@@ -31,7 +31,7 @@ ODD = [
 
 @pytest.fixture
 def photos(tmp_path: Path, photo) -> Path:
-    """Photos with odd names, and a file that is none."""
+    """Photos with odd names, and a file that is no photo."""
     folder = tmp_path / "photos"
     folder.mkdir()
     for name in ODD:

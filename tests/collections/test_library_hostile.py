@@ -86,7 +86,7 @@ def replaced_by_folder(find):
 
 
 def rewritten(old: bytes, new: bytes):
-    """Whatever the index's checks of its own allow."""
+    """Replace bytes of the index, past SQLite's own checks."""
     return lambda library: index(library).write_bytes(index(library).read_bytes().replace(old, new))
 
 
@@ -145,7 +145,7 @@ def test_a_library_cut_anywhere_is_read_or_a_sentence(original, tmp_path, photos
 
 
 def test_features_that_are_no_numbers_are_found_last(library, photos, embedder):
-    """Nobody's search stops or warns over them."""
+    """No search stops or warns because of them."""
     data = bytearray(matrix(library).read_bytes())
     data[: 2 * embedder.width] = b"\x00\x7e" * embedder.width  # NaN
     matrix(library).write_bytes(data)

@@ -275,7 +275,7 @@ def test_a_matrix_that_is_half_unused_is_written_anew_and_readers_notice(photos,
 
 
 def moments(library: Path, where: Path, run: Callable[[], object]) -> list[Path]:
-    """What `run` has written at each line of the writing modules, which is what kill -9 would leave there."""
+    """What `run` has written at each line of the writing modules: a kill -9 there would leave this."""
     watched = {module.__file__ for module in (updating, writing)}
     seen: dict[tuple, Path] = {}
 

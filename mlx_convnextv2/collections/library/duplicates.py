@@ -17,7 +17,7 @@ Rows = Callable[[np.ndarray], np.ndarray]
 
 
 def duplicates(views: Sequence[View], threshold: float) -> list[list[tuple[float, Entry]]]:
-    """Groups of two and more pictures, the largest first.
+    """Groups of two or more pictures, the largest first.
 
     In each, the picture with the most pixels comes first; the numbers are cosines with it.
     """
@@ -56,14 +56,14 @@ def _scored(group: list[tuple[int, Entry]], features: Rows) -> list[tuple[float,
 
 
 def linked(rows: Rows, count: int, width: int, threshold: float) -> np.ndarray:
-    """For each row the first of its group (count,). Groups are the connected parts of the graph of all close pairs.
+    """The first row of each row's group (count,). Groups are the connected parts of the graph of all close pairs.
 
-    All pairs are compared, in blocks in float32. Pairs that are too near the threshold to tell are compared in float64.
+    All pairs are compared, in blocks in float32. Pairs that are too near the threshold are compared again in float64.
 
     Args:
         rows: indices (n,) -> features (n, C) float16.
-        count, width: of rows, and of features C.
-        threshold: of the cosine.
+        count, width: the number of rows, and of features C.
+        threshold: the least cosine of a close pair.
     """
     first = np.arange(count)
     unsure = margin(width)
@@ -83,7 +83,7 @@ def linked(rows: Rows, count: int, width: int, threshold: float) -> np.ndarray:
 
 
 def join(first: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
-    """Make the groups of i and j one, for all pairs at once. `first` holds each row's first of its group."""
+    """Join the groups of i and j, for all pairs at once. `first` holds the first row of each row's group."""
     while True:
         a, b = first[i], first[j]
         apart = a != b

@@ -36,9 +36,9 @@ def embed_folder(
 ) -> Update:
     """Put the features of all pictures in folders into a library, or bring it up to date with them.
 
-    Pictures of the same path, size and time as in the library are not read. Pictures of the same content are not
-    computed again. Files that are missing are forgotten, but not where their folder is empty or cannot be read: its
-    disk may be missing. What is done is kept when the process ends, however it does.
+    A picture is not read if its path, size and time are as in the library. It is not computed again if the library has
+    its content. Missing files are forgotten, unless their folder is empty or cannot be read, because its disk may be
+    missing. What is done is kept, however the process ends.
 
     Args:
         folders: a folder, or a list of folders and picture files.
@@ -48,8 +48,8 @@ def embed_folder(
         dtype, revision: as for `load`.
         batch_size: images that go through the model at once.
         max_pixels: refuse larger images.
-        shard: the part of the pictures that this process does, such as "2/8". A library keeps its number of shards.
-        prune: also forget the missing files of folders that are empty or cannot be read, or not there themselves.
+        shard: the share of the pictures that this process takes, such as "2/8". A library keeps its number of shards.
+        prune: also forget missing files whose folder is gone, empty or unreadable.
         watch: called after each picture that was read.
 
     Raises:
@@ -118,7 +118,7 @@ def own_model(
     """The model that a library remembers, loaded.
 
     Raises:
-        FileNotFoundError, OSError, ValueError: as `load`; also if the library was made with a model loaded before.
+        FileNotFoundError, OSError, ValueError: as `load`; also if the library was made with a loaded model.
     """
     if made.model == UNNAMED:
         raise ValueError(f"{folder} was made with a model that was loaded before: pass it as model (--model)")
@@ -132,7 +132,7 @@ def own_model(
 def made_by(embedder: ImageEmbedder) -> Made:
     """What a library remembers of the model that computes its features.
 
-    The classifier is not in it: models with different heads on the same body have the same features.
+    The head does not matter: models with different heads on the same body have the same features.
     """
     body, _ = body_and_classifier(embedder.model, pooled=True)
     digest = hash_weights(body)

@@ -1,8 +1,8 @@
-"""The two files of a shard of a library, and what may be believed of them.
+"""The two files of a library's shard, and the checks before they are believed.
 
 `1-of-1.sqlite` has a row for each picture, and says what computed the features. `1-of-1.0.features` is a matrix of
-float16, row after row, that is only ever appended to. A picture is there once SQLite has its row, which names the
-matrix's row. The number behind the shard's name counts how often the matrix was written anew.
+float16, row after row, that is only ever appended to. A picture is in the library once SQLite has its row,
+which gives the row of its features. The number after the shard's name counts how often the matrix was rewritten.
 """
 
 from __future__ import annotations

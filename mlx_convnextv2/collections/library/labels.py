@@ -1,4 +1,4 @@
-"""What a classifier's head says of features that are there already."""
+"""A classifier's head, applied to the features in a library."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def head_of(embedder: ImageEmbedder) -> tuple[list[str], Head]:
 
 
 def labelled(views: Sequence[View], head: Head, index: int) -> list[tuple[float, Entry]]:
-    """The pictures whose best label this is, each with its probability."""
+    """The pictures whose best label is this one, each with its probability."""
     found: list[tuple[float, Entry]] = []
     for view in views:
         live = view.live()

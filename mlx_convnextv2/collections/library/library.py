@@ -29,7 +29,7 @@ _TRIES = 5
 
 
 class Library:
-    """The pictures that `embed_folder` has put into a folder. Any thread may use it, also while it is being written.
+    """A library that `embed_folder` has made. Any thread may use it, also while it is being written.
 
     A picture is a dict: "path" (absolute), "score", "width", "height" (upright, in pixels), "taken" (the EXIF date,
     such as "2024-05-31T18:30:00", or None) and "size" (bytes).
@@ -112,7 +112,7 @@ class Library:
         return self._steadily(answer)
 
     def duplicates(self, threshold: float = 0.95) -> list[list[Found]]:
-        """Groups of two and more pictures that are linked by pairs whose cosine is at least the threshold.
+        """Groups of two or more pictures that are linked by pairs whose cosine is at least the threshold.
 
         All pairs are compared. Files with the same content are always a group.
 
@@ -126,7 +126,7 @@ class Library:
         return [[_picture(entry, score) for score, entry in group] for group in groups]
 
     def labelled(self, label: int | str, top_k: int | None = None) -> list[Found]:
-        """The pictures to which the classifier gives this label before all others, the surest first.
+        """The pictures whose best label is this one, the most probable first.
 
         The classifier's head is applied to the features in the library: no picture is read.
 
@@ -168,7 +168,7 @@ class Library:
         return views
 
     def _steadily(self, answer: Callable[[list[View]], Answer]) -> Answer:
-        """The answer from views of the shards, asked again if a matrix is written anew meanwhile."""
+        """The answer from views of the shards, asked again if a matrix is rewritten meanwhile."""
         for _ in range(_TRIES):
             try:
                 return answer(self._views())
@@ -178,7 +178,7 @@ class Library:
 
 
 def _best(view: View, query: np.ndarray, count: int) -> list[tuple[float, Entry]]:
-    """The shard's pictures with the best `count` scores, those that tie with the last too, and perhaps more."""
+    """The shard's pictures with the best `count` scores, those that tie with the last, and perhaps more."""
     rough = rough_scores(view.features, query)
     wanted = count
     while True:
@@ -187,7 +187,7 @@ def _best(view: View, query: np.ndarray, count: int) -> list[tuple[float, Entry]
         entries = view.entries(list(found))
         if len(entries) >= count or len(rows) == len(rough):
             return [(found[entry.row], entry) for entry in entries]
-        wanted *= 4  # some of these rows are no picture's any more
+        wanted *= 4  # some of these rows belong to no picture any more
 
 
 def _order(found: tuple[float, Entry]) -> tuple[float, bytes]:

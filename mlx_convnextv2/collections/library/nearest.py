@@ -1,8 +1,8 @@
 """Exact search by cosine, at the speed of memory.
 
-numpy converts float16 slowly, an element at a time. But the bits of a float16, shifted into the place of a float32's,
-are its value times 2^-112: the exponents' biases differ by 112. So integers shifted in blocks that fit the cache, and a
-product in float32, give all scores. The best are computed again in float64, with the length of the row.
+numpy converts float16 slowly, one element at a time. But the bits of a float16, shifted to where a float32 has them,
+are its value times 2^-112, because the exponents' biases differ by 112. So integer shifts, in blocks that fit a cache,
+and a product in float32 give all scores. The best are computed again in float64, and divided by the row's length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _BLOCK_VALUES = 2**20  # 4 MiB in float32
 _EXACT_ROWS = 4096  # computed in float64 at a time
 SCALE = np.float32(2.0**112)
 _SIGN_EXPONENT_FRACTION = np.int32(-0x70002000)  # of a float16, 13 bits higher: 0x8fffe000
-_ROUNDING = 2.0**-10  # twice how far the length of a row of float16 may be from one
+_ROUNDING = 2.0**-10  # twice the most by which the length of a float16 row differs from one
 
 
 def unscaled(features: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def rough_scores(features: np.ndarray, query: np.ndarray) -> np.ndarray:
 def cosines(features: np.ndarray, query: np.ndarray) -> np.ndarray:
     """The cosines (N,) float64 of rows, float16 (N, C), with a query (C,) or with one for each row (N, C).
 
-    A row's result does not depend on the others. It is -1 where there is no angle.
+    A row's result does not depend on the others. It is -1 where the cosine is not defined.
     """
     rows, others = features.astype(np.float64), query.astype(np.float64)
     with np.errstate(all="ignore"):
@@ -65,14 +65,14 @@ def margin(width: int) -> float:
 
 
 def nearest(features: np.ndarray, query: np.ndarray, rough: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rows with the `count` highest cosines, and those that tie with the last, and all these cosines, unordered.
+    """The rows with the `count` highest cosines and those that tie with the last, and their cosines, unordered.
 
     Args:
         features: float16 (N, C), of length one but for rounding.
         query: (C,) of length one.
         rough: `rough_scores` of them.
     """
-    rough = np.where(np.abs(rough) < 2, rough, -1)  # what no unit vectors give comes from infinities and NaN
+    rough = np.where(np.abs(rough) < 2, rough, -1)  # unit vectors give no other value: it comes from infinities or NaN
     if count >= len(rough):
         rows = np.arange(len(rough))
     else:

@@ -26,7 +26,7 @@ def as_html(groups: Sequence[Sequence[dict[str, Any]]], *, title: str, query: An
     """The page. Each picture has its score, its size, its date and its path.
 
     Args:
-        groups: of near-duplicates; or one group, of all that was found. Of all pictures the first 500 are shown.
+        groups: groups of near-duplicates, or one group of all that was found. The first 500 pictures are shown.
         title: what was asked for.
         query: the picture that was searched with, to show it first, as `open_image` takes it.
     """

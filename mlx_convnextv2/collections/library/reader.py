@@ -19,12 +19,12 @@ _MOST_PATH = 2**16  # bytes; systems take 4096
 
 
 class RenumberedError(Exception):
-    """The matrix was written anew since the view was made, so that its rows have other numbers: look again."""
+    """The matrix was rewritten after the view was made, and its rows have new numbers: make a new view."""
 
 
 @dataclass(frozen=True)
 class View:
-    """The committed rows of a shard's matrix. They stay as they are, also where their pictures are removed."""
+    """The committed rows of a shard's matrix. They never change, even if their pictures are removed."""
 
     files: ShardFiles
     state: State
@@ -81,7 +81,7 @@ class View:
 
     @contextmanager
     def _same_matrix(self) -> Iterator[sqlite3.Connection]:
-        """A connection at one moment, at which the rows still have these numbers."""
+        """A connection in one transaction, in which the rows still have these numbers."""
         with self.files.open() as connection:
             connection.execute("BEGIN")
             state = self.files.state(connection)

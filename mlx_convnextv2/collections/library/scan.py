@@ -16,9 +16,9 @@ from .writer import Writer
 class Scan:
     """What an update has to do.
 
-    todo: paths whose content has to be read, in order, and whether the library has them with another size or time.
-    unchanged: how many have its size and time. gone: paths in the library without a file. kept: how many more have no
-    file, and a folder that is empty or cannot be read, so that its disk may be missing.
+    todo: the paths to read, in order, each with whether the library has it with another size or time. unchanged: how
+    many pictures have the size and time that the library has. gone: paths in the library whose file is gone. kept: how
+    many more files are missing from a folder that is empty or cannot be read, because its disk may be missing.
     """
 
     todo: list[tuple[str, bool]]
@@ -51,8 +51,8 @@ def any_pictures(sources: Sequence[str]) -> bool:
 def scan(writer: Writer, sources: Sequence[str], *, prune: bool) -> Scan:
     """Compare the pictures in folders, or picture files, with those in a shard. No picture is opened.
 
-    Only paths below the `sources` count as gone. A file that is missing from a folder that is there, and is not empty,
-    is gone. If the folder is missing too, the nearest one above it decides. `prune` removes the others as well.
+    Only paths below the `sources` can be gone. A missing file is gone if its folder can be read and is not empty. If
+    the folder is missing too, the nearest one above it decides. With `prune`, every missing file is gone.
     """
     writer.execute("CREATE TEMP TABLE IF NOT EXISTS seen (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER)")
     writer.execute("DELETE FROM seen")
@@ -86,7 +86,7 @@ def scan(writer: Writer, sources: Sequence[str], *, prune: bool) -> Scan:
 
 
 def _found(sources: Iterable[str], takes: Callable[[str], bool]) -> Iterator[tuple[bytes, int, int]]:
-    """The path, size and time of each picture. One that has none gets a size of no file, so that it is read."""
+    """The path, size and time of each picture. Where there is none, -1 stands, so that the picture is read."""
     for source in sources:
         for path in _listed(source):
             if not takes(path):

@@ -21,7 +21,7 @@ from ...messages import sentence
 from .scan import scan
 from .writer import Entry, Writer
 
-_SECONDS = 1.0  # between two commits: what a killed run computes again
+_SECONDS = 1.0  # between two commits; a killed run computes this much again
 _CHUNK_BYTES = 2**20
 
 
@@ -38,7 +38,7 @@ class Picture(Result):
     known: bool = False
 
 
-# Called after each picture that was read, with the number of pictures done and of all that are to be read.
+# Called after each picture that was read, with the number of pictures done and the number to be read.
 Watch = Callable[[Picture, int, int], None]
 
 
@@ -128,7 +128,7 @@ def update(
 
 
 def _keep(writer: Writer, picture: Picture, features: np.ndarray | None, result: Update) -> None:
-    """Put a picture that was read into the library. One that failed leaves it: old features are of other content."""
+    """Put a picture that was read into the library. One that failed is removed: its features would be outdated."""
     entry = picture.entry
     if picture.error is None and entry is not None and picture.known:
         writer.add(entry)
@@ -139,14 +139,14 @@ def _keep(writer: Writer, picture: Picture, features: np.ndarray | None, result:
         result.changed += picture.before
         result.added += not picture.before
     else:
-        if not isinstance(picture.error, PermissionError):  # it may be as it was
+        if not isinstance(picture.error, PermissionError):  # its content may be unchanged
             writer.remove(os.fsencode(picture.image))
         error = picture.error or ValueError(f"{picture.image} has no features")
         result.failures.append(Failure(picture.image, sentence(error)))
 
 
 def _read(picture: Picture, writer: Writer, embedder: ImageEmbedder) -> np.ndarray | None:
-    """Fill in the picture's entry. Its pixel values, or None if the library has the features of its content."""
+    """Fill in the picture's entry. Return its pixel values, or None if the library has features of this content."""
     path = picture.image
     with explained(path):
         check_exists(path, path)

@@ -16,7 +16,7 @@ import numpy as np
 
 from .files import FORMAT, REMEDY, SCHEMA, Made, ShardFiles, State, another_model, connect, explained
 
-_SPARED = 1024  # unused rows of a matrix that are never worth writing it anew
+_SPARED = 1024  # so few unused rows are not worth rewriting the matrix
 _BLOCK = 4096  # rows that are copied at a time
 
 
@@ -64,7 +64,7 @@ class Writer:
             if self.state.rows or os.path.lexists(matrix):
                 files.features(self.state)
             for file in files.matrices():
-                if file != matrix:  # a killed writer's
+                if file != matrix:  # left by a killed writer
                     file.unlink()
             self._matrix = _open_matrix(matrix)
             self._opened = opened.pop_all()
@@ -92,10 +92,10 @@ class Writer:
         return Entry(*found[0]) if found else None
 
     def add(self, entry: Entry, features: np.ndarray | None = None) -> None:
-        """Put a picture in the place of the one of the same path.
+        """Add a picture, or replace the one that has its path.
 
         Args:
-            entry: with the row of another picture of the same content; its row does not matter if there are `features`.
+            entry: its row is that of another picture with the same content; with `features`, the row is ignored.
             features: (C,) of length one.
         """
         if features is not None:
@@ -108,9 +108,10 @@ class Writer:
         self._pending[path] = None
 
     def commit(self) -> None:
-        """Make all changes since the last commit, whole or not at all, and lasting.
+        """Write all changes since the last commit to the disk, or none.
 
-        The matrix is first: rows that the index does not name yet are nobody's, and are written again after a crash.
+        The matrix comes first: rows that the index does not name yet belong to no picture, and are overwritten after a
+        crash.
         """
         if not self._pending:
             return
@@ -130,7 +131,7 @@ class Writer:
         self._pending, self._features = {}, []
 
     def compact(self) -> None:
-        """Write the matrix anew if most of its rows are no picture's any more. Readers keep the old one."""
+        """Rewrite the matrix if most of its rows belong to no picture any more. Readers keep the old one."""
         ((count,),) = self.execute("SELECT count(DISTINCT row) FROM pictures")
         if self.state.rows - count <= max(count, _SPARED):
             return
@@ -166,7 +167,7 @@ class Writer:
 
 @contextmanager
 def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All statements within, or none of them. Other processes may read until the end."""
+    """Run all statements within it, or none of them. Other processes may read until the end."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield
