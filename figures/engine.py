@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,8 @@ print(json.dumps([time.perf_counter() - start, in_numpy, seconds(predict)]))
 def run(code: str, *arguments: object) -> list[float]:
     """What a script prints, as JSON."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}  # as ours
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
     return answer if isinstance(answer, list) else [answer]
 
 

@@ -94,7 +94,7 @@ CONTENDERS = {
 def run(name: str, checkpoint: Path, folder: Path, batch_size: int) -> float:
     """Run a contender in a process of its own, and return its images a second."""
     command = [sys.executable, __file__, "--worker", name, str(checkpoint), str(folder), str(batch_size)]
-    environment = {**os.environ, "MLX_CONVNEXTV2_OPS": CONTENDERS[name][1]}
+    environment = {**os.environ, "MLX_CONVNEXTV2_OPS": CONTENDERS[name][1], "ORT_DISABLE_TELEMETRY": "1"}
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
     return float(json.loads(output.splitlines()[-1]))
 

@@ -135,6 +135,7 @@ def _timm(folder: Path, dtype: str) -> Contender:
 
 
 def _onnxruntime(folder: Path, dtype: str) -> Contender:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # as where it computes for us
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as temporary:

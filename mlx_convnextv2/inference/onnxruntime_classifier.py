@@ -81,7 +81,7 @@ class ONNXRuntimeClassifier:
         with self._lock:  # other threads wait, and then have the session too
             self._seen += len(pixel_values)
             image = as_numpy(pixel_values)[:1]
-            if self._seen > IMAGES_BEFORE and np.isfinite(image).all():  # with NaN nothing could be compared
+            if self._seen > IMAGES_BEFORE and image.size and np.isfinite(image).all():  # something to compare
                 self._start(mx.array(image))
 
     def _start(self, pixel_values: mx.array) -> None:
@@ -106,6 +106,8 @@ class ONNXRuntimeClassifier:
 
     def _try(self, images: np.ndarray) -> tuple[Session, np.ndarray]:
         """A session, and its answer."""
+        # From 1.29 on it would report to Microsoft, in a thread for which a forked process waits for ever when it ends.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         from .onnxruntime_session import Session
 
         session = Session(self._model, self._pooled)

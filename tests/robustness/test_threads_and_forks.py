@@ -349,3 +349,23 @@ def test_a_forked_process_does_not_start_onnx_runtime(mlx_folder):
         return predict.session is None
 
     assert in_fork(work) == "True"
+
+
+@forks
+@on_linux
+@pytest.mark.parametrize("chosen", [None, "true"])
+def test_onnx_runtime_reports_nothing_so_that_a_forked_process_can_end(chosen, mlx_folder):
+    pytest.importorskip("onnxruntime", reason="needs the extra onnxruntime")
+    code = (
+        "import os, signal, sys; from mlx_convnextv2 import ImageClassifier, fuse\n"
+        "predict = fuse(ImageClassifier(sys.argv[1]).model, 'onnxruntime'); child = os.fork()\n"
+        "if child == 0: signal.alarm(20); sys.exit(0)\n"
+        "print(os.waitpid(child, 0)[1], os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    # ONNX Runtime is silent in CI anyway.
+    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    if chosen:
+        environment["ORT_DISABLE_TELEMETRY"] = chosen
+    command = [sys.executable, "-c", code, str(mlx_folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", chosen or "1"]
