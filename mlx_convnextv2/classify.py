@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from . import terminal
 from .demo import DEMO
 from .runtime.quick_start import end_quickly, import_numpy, is_own_process
-from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from .collections.records import Record
@@ -42,23 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="an image or video file, a folder (with those below it), a quoted pattern, @LIST, or - for standard input",
     )
-    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
-    parser.add_argument(
-        "--demo", action="store_true", help="use the bundled digits checkpoint, by default on its images"
-    )
+    terminal.add_model(parser, "use the bundled digits checkpoint, by default on its images")
     parser.add_argument(
         "--top-k", type=terminal.positive_int, default=5, metavar="K", help="labels for each image (default: 5)"
     )
-    parser.add_argument(
-        "--batch-size", type=terminal.positive_int, default=8, metavar="N", help="images at once (default: 8)"
-    )
-    parser.add_argument(
-        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
-    )
-    parser.add_argument(
-        "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
-    )
+    terminal.add_reading(parser)
     parser.add_argument("--verbose", action="store_true", help="say what computes, and how fast, on standard error")
     inputs = parser.add_argument_group("more inputs")
     inputs.add_argument("--allow-urls", action="store_true", help="fetch http and https addresses")

@@ -31,24 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("folders", nargs="*", metavar="FOLDER", help="a folder (with those below it) or an image file")
     parser.add_argument("--output", required=True, metavar="DIR", help="the library's folder")
-    parser.add_argument(
-        "--model", metavar="M", help=f"a Hub id or a folder (default: the library's, or {terminal.DEFAULT_MODEL})"
-    )
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
-    parser.add_argument(
-        "--demo", action="store_true", help="use the bundled digits checkpoint, by default on its images"
-    )
-    parser.add_argument(
-        "--batch-size", type=terminal.positive_int, default=8, metavar="N", help="images at once (default: 8)"
-    )
-    parser.add_argument(
-        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
-    )
-    parser.add_argument(
-        "--dtype",
-        choices=terminal.DTYPE_NAMES,
-        help="compute in this type (default: the library's or the checkpoint's)",
-    )
+    demo = "use the bundled digits checkpoint, by default on its images"
+    terminal.add_model(parser, demo, f"the library's, or {terminal.DEFAULT_MODEL}")
+    terminal.add_reading(parser, dtype="the library's or the checkpoint's")
     parser.add_argument("--shard", metavar="I/N", help="take the I-th of N shares (default: mlx.launch's)")
     parser.add_argument(
         "--prune",

@@ -41,15 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--labels", metavar="FILE", help="which folder is which class: a name a line in the model's order, or JSON"
     )
-    parser.add_argument(
-        "--batch-size", type=terminal.positive_int, default=32, metavar="N", help="images at once (default: 32)"
-    )
-    parser.add_argument(
-        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
-    )
-    parser.add_argument(
-        "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
-    )
+    terminal.add_reading(parser, batch_size=32)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write one line for each image to this file")
     parser.add_argument(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from . import terminal
 from .demo import DEMO
 from .messages import cut, printable, sentence
-from .terminal import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from .heatmaps import Explanation
@@ -35,9 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="IMAGE",
         help="an image file, a folder (with those below it), or - for standard input",
     )
-    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--demo", action="store_true", help="use the bundled digits checkpoint, by default on a digit")
+    terminal.add_model(parser, "use the bundled digits checkpoint, by default on a digit")
     parser.add_argument("--label", metavar="L", help="a label or its index (default: each picture's best)")
     parser.add_argument("--against", metavar="L", default="mean", help="another label (default: the mean of all)")
     parser.add_argument(
@@ -54,15 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", choices=("png", "npy", "json"), default="png", help="json is printed (default: png)"
     )
     parser.add_argument("--no-legend", dest="legend", action="store_false", help="write nothing on the picture")
-    parser.add_argument(
-        "--batch-size", type=terminal.positive_int, default=8, metavar="N", help="images at once (default: 8)"
-    )
-    parser.add_argument(
-        "--max-pixels", type=terminal.positive_int, metavar="P", help="refuse larger images (default: 300 million)"
-    )
-    parser.add_argument(
-        "--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: the checkpoint's)"
-    )
+    terminal.add_reading(parser)
     return parser
 
 

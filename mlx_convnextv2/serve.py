@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from . import terminal
 from .messages import printable
-from .terminal import DEFAULT_MODEL
 
 _KEY_VARIABLE = "MLX_CONVNEXTV2_API_KEY"
 _EXAMPLES = """\
@@ -22,9 +21,7 @@ _EXAMPLES = """\
 
 def build_parser() -> argparse.ArgumentParser:
     parser = terminal.parser("serve", "Serve a model to browsers and programs, from this machine.", _EXAMPLES)
-    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {DEFAULT_MODEL})")
-    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
-    parser.add_argument("--demo", action="store_true", help="serve the bundled digits checkpoint")
+    terminal.add_model(parser, "serve the bundled digits checkpoint")
     parser.add_argument("--dtype", choices=terminal.DTYPE_NAMES, help="compute in this type (default: its own)")
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
     parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (default: 8000)")

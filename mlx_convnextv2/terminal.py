@@ -113,6 +113,28 @@ def positive_ints(text: str) -> list[int]:
     return [positive_int(part.strip()) for part in text.split(",")]
 
 
+def add_model(parser: argparse.ArgumentParser, demo: str, default: str = DEFAULT_MODEL) -> None:
+    """The options that name a model: --model, --revision and --demo, which `demo` describes."""
+    parser.add_argument("--model", metavar="M", help=f"a Hub id or a folder (default: {default})")
+    parser.add_argument("--revision", metavar="R", help="branch, tag or commit of the Hub repository")
+    parser.add_argument("--demo", action="store_true", help=demo)
+
+
+def add_reading(parser: argparse.ArgumentParser, batch_size: int = 8, dtype: str = "the checkpoint's") -> None:
+    """The options of images that go through a model: --batch-size, --max-pixels and --dtype."""
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=batch_size,
+        metavar="N",
+        help=f"images at once (default: {batch_size})",
+    )
+    parser.add_argument(
+        "--max-pixels", type=positive_int, metavar="P", help="refuse larger images (default: 300 million)"
+    )
+    parser.add_argument("--dtype", choices=DTYPE_NAMES, help=f"compute in this type (default: {dtype})")
+
+
 def check_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """End with a usage error if both --model and --demo are given."""
     if args.demo and args.model is not None:
