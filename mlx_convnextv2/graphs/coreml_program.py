@@ -17,9 +17,9 @@ from coremltools.converters.mil import Builder as mb  # noqa: N813 - its name in
 from coremltools.converters.mil.mil import Function, Program, get_new_symbol, types
 
 from ..images.processor import ImageProcessor
+from ..inference.walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
 from ..model.convnextv2 import ConvNextV2ForImageClassification
 from .compression import Compression, Palette
-from .walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
 
 TARGET = ct.target.iOS17  # and macOS 14, of the same year
 

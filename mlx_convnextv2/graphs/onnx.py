@@ -90,10 +90,11 @@ def export_onnx(
     shape = input_shape(model, processor, name)
     import onnx
 
-    from . import onnx_file, onnx_graph
+    from ..files import onnx_file
+    from .onnx_program import classifying_graph
 
     options: dict[str, Any] = {"input": input, "features": features, "dtype": dtype, "quantized": q_bits is not None}
-    graph = onnx_graph.classifying_graph(model, processor, shape[:2], **options)
+    graph = classifying_graph(model, processor, shape[:2], **options)
     doc = f"{name}: ConvNeXt V2 image classification (arXiv:2301.00808)."
     outputs = tuple(output.name for output in graph.outputs)
     description = {

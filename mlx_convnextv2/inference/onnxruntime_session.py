@@ -10,11 +10,11 @@ from weakref import WeakSet
 import numpy as np
 import onnxruntime
 
-from ..graphs.onnx_file import CONTRIB, Value, encoded
-from ..graphs.onnx_graph import ONNXOperations, inference_graph
-from ..graphs.walk import Convolution, Linear
+from ..files.onnx_file import CONTRIB, Value, encoded
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model
 from ..runtime.threads import available_cpus
+from .onnx_graph import ONNXOperations, inference_graph
+from .walk import Convolution, Linear
 
 PIXELS_A_CORE = 224 * 224 // 2  # computed at once; more would not fit the core's cache
 

@@ -24,11 +24,12 @@ from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2F
 from mlx_convnextv2.classify import main as classify
 from mlx_convnextv2.demo import DEMO
 from mlx_convnextv2.export import main
-from mlx_convnextv2.graphs import onnx_file, onnx_graph
+from mlx_convnextv2.files import onnx_file
+from mlx_convnextv2.files.onnx_file import encoded
 from mlx_convnextv2.graphs.compression import quantize
 from mlx_convnextv2.graphs.export import export
 from mlx_convnextv2.graphs.onnx import export_onnx
-from mlx_convnextv2.graphs.onnx_file import encoded
+from mlx_convnextv2.inference.onnx_graph import inference_graph
 from mlx_convnextv2.model.config import ACTIVATIONS
 
 IMAGES = sorted((DEMO / "images").glob("*.png"))
@@ -81,7 +82,7 @@ def test_onnx_runtime_answers_as_the_model_does(
 def test_every_activation_and_any_size_of_image(hidden_act: str) -> None:
     model = small(hidden_act=hidden_act)
     model.convnextv2.layernorm.eps = 1  # JSON has whole numbers too
-    graph = encoded(onnx_graph.inference_graph(model))
+    graph = encoded(inference_graph(model))
     onnx.checker.check_model(graph, full_check=True)
     for shape in ((2, 16, 20, 3), (1, 37, 29, 3)):
         pixel_values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
@@ -94,7 +95,7 @@ def test_the_pooled_features_alone() -> None:
     model = small()
     pixel_values = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     expected = np.array(model.convnextv2(mx.array(pixel_values)).pooler_output)
-    for graph in (onnx_graph.inference_graph(model, pooled=True), onnx_graph.inference_graph(model.convnextv2)):
+    for graph in (inference_graph(model, pooled=True), inference_graph(model.convnextv2)):
         (pooled,) = run(encoded(graph), pixel_values=pixel_values)
         assert np.abs(pooled - expected).max() <= 1e-5 * np.abs(expected).max()
 

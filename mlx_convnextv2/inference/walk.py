@@ -11,9 +11,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from ..inference.folds import bias_behind
-from ..inference.numpy_block import as_numpy, dense_weight
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
+from .folds import bias_behind
+from .numpy_block import as_numpy, dense_weight
 
 GRN_EPS = 1e-6
 

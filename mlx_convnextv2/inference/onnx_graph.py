@@ -1,4 +1,4 @@
-"""ONNX graphs of the architecture.
+"""ONNX graphs of the architecture, from normalised pixels on.
 
 Feature maps are (N, H, W, C), as in MLX: linear layers and norms work on the last axis, which suits ONNX Runtime. A
 convolution transposes to channels first and back. N is free; H and W are free if the graph's input leaves them free.
@@ -13,35 +13,9 @@ from typing import Any
 import mlx.nn as nn
 import numpy as np
 
-from ..images.processor import ImageProcessor
+from ..files.onnx_file import TYPES, Attribute, Graph, Node, Value
 from ..model.convnextv2 import ConvNextV2ForImageClassification, ConvNextV2Model, body_and_classifier
-from .compression import quantize
-from .onnx_file import TYPES, Attribute, Graph, Node, Value
 from .walk import GRN_EPS, Convolution, Linear, Norm, classifier, pooled_output
-
-
-def classifying_graph(
-    model: ConvNextV2ForImageClassification,
-    processor: ImageProcessor,
-    shape: tuple[int, int],
-    *,
-    input: str = "uint8",
-    features: bool = False,
-    dtype: str = "float32",
-    quantized: bool = False,
-) -> Graph:
-    """A graph from `pixels` of 0 to 255 (N, *shape, C), of type `input`, to `probabilities` (N, num_labels) in float32.
-
-    With `features` it also returns `embedding` (N, hidden_size) in float32. `quantized` stores linear layers in 8 bits.
-    """
-    add = ONNXOperations(dtype, quantized)
-    add.graph.inputs.append(Value("pixels", input, ("batch", *shape, model.config.num_channels)))
-    pooled = pooled_output(model, add, add.normalized("pixels", processor))
-    logits = add.cast(add.linear(pooled, classifier(model)), "float32")
-    add.returns(add.node("Softmax", [logits], "probabilities", axis=-1), model.config.num_labels)
-    if features:
-        add.returns(add.cast(pooled, "float32", "embedding"), model.config.hidden_sizes[-1])
-    return add.graph
 
 
 def inference_graph(
@@ -69,13 +43,11 @@ class ONNXOperations:
 
     Args:
         dtype: "float32" or "float16".
-        quantized: whether the weights of linear layers are stored as int8, with a scale for each output.
     """
 
-    def __init__(self, dtype: str, quantized: bool = False):
+    def __init__(self, dtype: str):
         self.graph = Graph()
         self._dtype = dtype
-        self._quantized = quantized
 
     def returns(self, output: str, width: int) -> None:
         """Make a value (N, width) in float32 an output of the graph."""
@@ -99,16 +71,12 @@ class ONNXOperations:
 
     def linear(self, x: str, layer: Linear) -> str:
         bias = self._weight(layer.bias, f"{layer.name}.bias")
-        if self._quantized:
-            stored = quantize(layer.weight)
-            integers = f"{layer.name}.integers"
-            self.graph.weights[integers] = np.ascontiguousarray(stored.integers.T)
-            scale = self._weight(stored.scale, f"{layer.name}.scale")
-            weight = self.node("DequantizeLinear", [integers, scale], f"{layer.name}.weight", axis=1)
-        else:
-            weight = self._weight(np.ascontiguousarray(layer.weight.T), f"{layer.name}.weight")  # -> (in, out)
-        product = self.node("MatMul", [x, weight], f"{layer.name}.product")
+        product = self.node("MatMul", [x, self.transposed(layer)], f"{layer.name}.product")
         return self.node("Add", [product, bias], layer.name)
+
+    def transposed(self, layer: Linear) -> str:
+        """A linear layer's weight as (in, out)."""
+        return self._weight(np.ascontiguousarray(layer.weight.T), f"{layer.name}.weight")
 
     def layer_norm(self, x: str, layer: Norm) -> str:
         weight = self._weight(layer.weight, f"{layer.name}.weight")
@@ -146,17 +114,6 @@ class ONNXOperations:
         """(N, H, W, C) -> (N, C)."""
         mean = self.node("ReduceMean", [self.cast(x, "float32"), self._axes(1, 2)], f"{name}.mean", keepdims=0)
         return self.cast(mean, self._dtype)
-
-    def normalized(self, pixels: str, processor: ImageProcessor) -> str:
-        """Rescale and normalise pixels of 0 to 255 as the processor does."""
-        x = self.node("Cast", [pixels], f"{pixels}.float32", to=TYPES["float32"])
-        if processor.do_rescale:
-            x = self.node("Mul", [x, self._constant(processor.rescale_factor)], "rescaled")
-        if processor.do_normalize:
-            mean = self._weight(np.array(processor.image_mean), "image_mean", "float32")
-            std = self._weight(np.array(processor.image_std), "image_std", "float32")
-            x = self.node("Div", [self.node("Sub", [x, mean], "centred"), std], "pixel_values")
-        return self.cast(x, self._dtype)
 
     def cast(self, x: str, dtype: str, name: str | None = None) -> str:
         """`x` in another type. It is `x` itself if everything is float32 and no name is given."""
