@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from ..files import output_files
 from .formats import SUFFIXES, check_format, open_writer
@@ -16,47 +15,40 @@ from .records import Writer
 PART_FORMATS = ("jsonl", "parquet")
 
 
-class Destination(Protocol):
-    """Takes records, in one part or in many."""
+class Destination:
+    """Takes records, in one part or in many. Here, what one part needs that no earlier run has begun."""
 
-    part_size: int | None
+    part_size: int | None = None
     """How many images a part has, or None if there is one part."""
 
-    done: int
+    done: int = 0
     """How many images earlier runs have done."""
-    failed: int
+    failed: int = 0
     """How many of these failed."""
 
     def has(self, image: str) -> bool:
         """Whether an earlier run has done this image. Called once each time the image is named."""
+        return False
 
     def part(self) -> AbstractContextManager[Writer]:
         """A writer for the next part. The part is kept if its context ends well, and dropped if an error ends it."""
+        raise NotImplementedError
 
     def finish(self, images: int, failed: int) -> None:
         """Called when everything is done."""
 
 
-class OneFile:
+class OneFile(Destination):
     """A file that appears when everything is done."""
-
-    part_size: int | None = None
-    done = failed = 0
 
     def __init__(self, file: Path, format: str):
         self._file, self._format = file, format
         output_files.check(file)
 
-    def has(self, image: str) -> bool:
-        return False
-
     @contextmanager
     def part(self) -> Iterator[Writer]:
         with output_files.whole(self._file) as opened, closing(open_writer(self._format, opened)) as writer:
             yield writer
-
-    def finish(self, images: int, failed: int) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 
 from ..messages import cut, printable
 from .formats import open_writer
+from .outputs import Destination
 from .records import Record, Writer
 
 _BAR_WIDTH = 24
 
 
-class Printed:
+class Printed(Destination):
     """A `Destination` that prints each record at once.
 
     Args:
@@ -24,16 +25,10 @@ class Printed:
         ValueError: the format is not printed.
     """
 
-    part_size: int | None = None
-    done = failed = 0
-
     def __init__(self, format: str | None = None, before: Callable[[], None] | None = None):
         if format == "parquet":
             raise ValueError("Parquet is not printed: name a file with --output")
         self._format, self._before = "jsonl" if format == "json" else format or "table", before
-
-    def has(self, image: str) -> bool:
-        return False
 
     @contextmanager
     def part(self) -> Iterator[Writer]:
@@ -47,9 +42,6 @@ class Printed:
         sys.stdout.flush()
 
     def close(self) -> None:
-        pass
-
-    def finish(self, images: int, failed: int) -> None:
         pass
 
 

@@ -19,13 +19,14 @@ from ..files import output_files
 from ..files.json_files import read_json
 from .formats import open_writer, read_records
 from .manifest import agree
+from .outputs import Destination
 from .records import Record, Writer
 from .shards import Shard
 
 PART = re.compile(r"part-(\d+)of(\d+)-(\d{6,})\.(jsonl|parquet)")
 
 
-class RunFolder:
+class RunFolder(Destination):
     """One shard's share of a run. Each shard writes its own files, and none waits for another.
 
     `part-2of8-000003.jsonl` holds the fourth thousand images of the second of eight shards; `shard-2of8.json` says that
@@ -45,7 +46,7 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path, run: dict[str, Any], shard: Shard, format: str, part_size: int):
-        self.part_size: int | None = part_size
+        self.part_size = part_size
         self.folder = folder
         self._format = format
         self._name = f"{shard.index}of{shard.count}"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..images.decode import MAX_PIXELS, open_image
 from ..inference.classifier import ImageClassifier, softmax
+from ..inference.pipeline import read_into
 from ..messages import printable, sentence
 from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
@@ -155,23 +156,15 @@ def _take(image: Any) -> Explanation:
 
 def _prepare(classifier: ImageClassifier, result: Explanation) -> tuple[Explanation, np.ndarray | None]:
     """The result, and the pixel values (H, W, C) of its picture, or None with the error in the result."""
-    processor, config = classifier.processor, classifier.model.config
-    if result.error is not None:
-        return result, None
-    try:
+    processor = classifier.processor
+
+    def read() -> np.ndarray:
         mode = "L" if len(processor.image_mean) == 1 else "RGB"
         picture = open_image(again(result.image), mode, processor.max_pixels)
         result.size, result.max_pixels = picture.size, processor.max_pixels
-        array = processor.preprocess(picture)
-        if any(side < least for side, least in zip(array.shape, config.min_image_shape, strict=False)):
-            height, width = config.min_image_shape
-            raise ValueError(f"it is too small: the model needs {height} x {width} pixels")
-        return result, array
-    except (ValueError, OSError) as error:
-        result.error = naming(error, result.image)
-    except MemoryError:
-        result.error = naming(OSError("there is not enough memory to prepare this image"), result.image)
-    return result, None
+        return classifier.preprocess(picture)
+
+    return read_into(result, read, naming)
 
 
 def _fill(

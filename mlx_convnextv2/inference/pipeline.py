@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -21,6 +21,7 @@ from ..runtime.prefetch import map_ahead
 from ..runtime.threads import available_cpus
 
 Prediction = dict[str, Any]
+Problem: TypeAlias = ValueError | OSError
 UNNAMED = "the model"  # the name of a model that was passed loaded
 
 
@@ -30,10 +31,16 @@ class Result:
 
     image: Any
     predictions: list[Prediction] | None = None
-    error: ValueError | OSError | None = None
+    error: Problem | None = None
+
+
+class _Failing(Protocol):
+    image: Any
+    error: Problem | None
 
 
 SomeResult = TypeVar("SomeResult", bound=Result)
+Failing = TypeVar("Failing", bound=_Failing)
 
 
 class Pipeline:
@@ -114,14 +121,7 @@ class Pipeline:
 
     def prepare(self, result: Result) -> tuple[Result, np.ndarray | None]:
         """The result, and the pixel values (H, W, C) of its image, or None with the error in the result."""
-        if result.error is None:
-            try:
-                return result, self.preprocess(result.image)
-            except (ValueError, OSError) as error:
-                result.error = named(error, result.image)
-            except MemoryError:
-                result.error = named(OSError("there is not enough memory to prepare this image"), result.image)
-        return result, None
+        return read_into(result, lambda: self.preprocess(result.image))
 
     def preprocess(self, image: Any) -> np.ndarray:
         """The pixel values (H, W, C) of an image. The size is checked here: a small image must not spoil a batch."""
@@ -131,6 +131,27 @@ class Pipeline:
             shape = f"{array.shape[0]} x {array.shape[1]}"
             raise ValueError(f"an image of {shape} pixels is too small: the model needs {height} x {width}")
         return array
+
+
+def read_into(
+    result: Failing, read: Callable[[], np.ndarray | None], name: Callable[[Problem, Any], Problem] | None = None
+) -> tuple[Failing, np.ndarray | None]:
+    """The result, and the pixel values that `read` returns, or None with the error in the result.
+
+    Args:
+        result: it is not read if it has an error already.
+        read: returns the pixel values of the result's image.
+        name: adds the image's name to an error; `named` by default.
+    """
+    name = name or named
+    if result.error is None:
+        try:
+            return result, read()
+        except (ValueError, OSError) as error:
+            result.error = name(error, result.image)
+        except MemoryError:
+            result.error = name(OSError("there is not enough memory to prepare this image"), result.image)
+    return result, None
 
 
 def run_results(
@@ -200,7 +221,7 @@ def _take(image: Any) -> Result:
     return result
 
 
-def named(error: ValueError | OSError, image: Any) -> ValueError | OSError:
+def named(error: Problem, image: Any) -> Problem:
     """The error with the image's name added, if the image has one and the message lacks it."""
     name = name_of(image)
     if name in str(error) or name == NAMELESS or getattr(error, "filename", None):

@@ -67,8 +67,7 @@ def linked(rows: Rows, count: int, width: int, threshold: float) -> np.ndarray:
     """
     first = np.arange(count)
     unsure = margin(width)
-    for left, right in _pairs_of_blocks(count):
-        scores = _floats(rows(left)) @ _floats(rows(right)).T
+    for left, right, scores in _products_of_blocks(rows, count):
         i, j = np.nonzero(scores >= threshold - unsure)
         sure = scores[i, j] >= threshold + unsure
         i, j = left[i], right[j]
@@ -95,11 +94,13 @@ def join(first: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
             first[:] = above
 
 
-def _pairs_of_blocks(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _products_of_blocks(rows: Rows, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Each pair of blocks: the indices (n,) and (m,) of their rows, and the products (n, m) in float32."""
     blocks = [np.arange(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
     for place, left in enumerate(blocks):
+        floats = _floats(rows(left))
         for right in blocks[place:]:
-            yield left, right
+            yield left, right, floats @ (_floats(rows(right)) if right is not left else floats).T
 
 
 def _floats(features: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 from ...images.decode import check_exists, explained, open_header
 from ...images.facts import facts
 from ...inference.embedder import ImageEmbedder
-from ...inference.pipeline import Result, named
+from ...inference.pipeline import Result, read_into
 from ...messages import sentence
 from .scan import scan
 from .writer import Entry, Writer
@@ -99,13 +99,7 @@ def update(
     result = Update(unchanged=found.unchanged, kept=found.kept)
 
     def prepare(picture: Picture) -> tuple[Picture, np.ndarray | None]:
-        try:
-            return picture, _read(picture, writer, embedder)
-        except (ValueError, OSError) as error:
-            picture.error = named(error, picture.image)
-        except MemoryError:
-            picture.error = named(OSError("there is not enough memory to prepare this image"), picture.image)
-        return picture, None
+        return read_into(picture, lambda: _read(picture, writer, embedder))
 
     todo = (Picture(path, before=before) for path, before in found.todo)
     committed = time.monotonic()
