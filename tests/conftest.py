@@ -78,6 +78,13 @@ def randomize(model: Model, seed: int = 0) -> Model:
     return model
 
 
+def small_classifier(seed: int = 0, **config: Any) -> ConvNextV2ForImageClassification:
+    """A classifier of the small configuration, with random weights, in inference mode."""
+    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config(**{**SMALL, **config})), seed)
+    model.eval()
+    return model
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What tests find out about kernels is not kept where a user's programs would read it."""
@@ -104,10 +111,7 @@ def _share_compiled_kernels(tmp_path_factory) -> None:
 @pytest.fixture(scope="session")
 def small_model() -> ConvNextV2ForImageClassification:
     """A classifier of seven classes with random weights, in inference mode. Tests must not change it."""
-    labels = {i: f"thing {i}" for i in range(7)}
-    model = randomize(ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, id2label=labels)))
-    model.eval()
-    return model
+    return small_classifier(id2label={i: f"thing {i}" for i in range(7)})
 
 
 @pytest.fixture(scope="session")

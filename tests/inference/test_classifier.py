@@ -9,7 +9,7 @@ import re
 import mlx.core as mx
 import numpy as np
 import pytest
-from conftest import SMALL, randomize
+from conftest import SMALL, small_classifier
 from PIL import Image
 
 from mlx_convnextv2 import (
@@ -26,13 +26,6 @@ from mlx_convnextv2.model.labels import imagenet_1k
 
 CLASSES = 7  # of small_model
 PIXELS = np.random.RandomState(3).randint(0, 256, (36, 40, 3)).astype(np.uint8)
-
-
-def make_model(seed: int = 0, **fields) -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, **fields))
-    randomize(model, seed)
-    model.eval()
-    return model
 
 
 def pictures(count: int, width: int = 40, height: int = 36) -> list[Image.Image]:
@@ -93,7 +86,7 @@ def test_a_top_k_that_is_no_positive_whole_number_is_an_error(classifier, photo,
 
 
 def test_of_equal_scores_the_lower_index_comes_first(small_processor, photo):
-    model = make_model(num_labels=40)
+    model = small_classifier(num_labels=40)
     bias = mx.zeros(40)
     bias[17] = 1.0
     bias[30] = 1.0
@@ -104,7 +97,7 @@ def test_of_equal_scores_the_lower_index_comes_first(small_processor, photo):
 
 
 def test_extreme_logits_give_scores_and_no_nan(small_processor, photo):
-    model = make_model(num_labels=3)
+    model = small_classifier(num_labels=3)
     model.classifier.update({"weight": mx.zeros_like(model.classifier.weight), "bias": mx.array([-1e30, 1e30, 0.0])})
     predictions = ImageClassifier(model, small_processor)(photo, top_k=3)
     assert [(p["index"], p["score"]) for p in predictions] == [(1, 1.0), (0, 0.0), (2, 0.0)]
@@ -112,12 +105,12 @@ def test_extreme_logits_give_scores_and_no_nan(small_processor, photo):
 
 @pytest.mark.parametrize(("count", "names"), [(3, ["LABEL_0", "LABEL_1", "LABEL_2"]), (1000, imagenet_1k())])
 def test_classes_without_labels_are_named(small_processor, photo, count, names):
-    predictions = ImageClassifier(make_model(num_labels=count), small_processor)(photo, top_k=3)
+    predictions = ImageClassifier(small_classifier(num_labels=count), small_processor)(photo, top_k=3)
     assert all(prediction["label"] == names[prediction["index"]] for prediction in predictions)
 
 
 def test_a_model_with_one_output_gives_its_one_label(small_processor, photo):
-    assert ImageClassifier(make_model(num_labels=1), small_processor)(photo) == [
+    assert ImageClassifier(small_classifier(num_labels=1), small_processor)(photo) == [
         {"label": "LABEL_0", "score": 1.0, "index": 0}
     ]
 
@@ -164,7 +157,7 @@ def test_an_image_that_cannot_be_read_is_an_error_of_its_own_kind(classifier, tm
 
 def test_grey_checkpoints_classify(photo):
     processor = ConvNextImageProcessor(size=32, image_mean=[0.5], image_std=[0.5])
-    classifier = ImageClassifier(make_model(num_channels=1, num_labels=3), processor)
+    classifier = ImageClassifier(small_classifier(num_channels=1, num_labels=3), processor)
     assert len(classifier(photo)) == 3
     assert classifier(photo) == classifier(photo.convert("L"))
 
@@ -298,7 +291,7 @@ def test_scores_that_are_no_numbers_are_the_error_of_their_image(small_model, mo
 
 @pytest.mark.parametrize("command", [["--format", "json"], ["--format", "csv"], []])
 def test_a_damaged_model_fails_for_every_image_and_prints_no_nan(tmp_path, capsys, photo, command):
-    model = make_model(num_labels=3)
+    model = small_classifier(num_labels=3)
     model.classifier.bias = mx.array([0, np.nan, 0])
     save(model, tmp_path / "damaged", ConvNextImageProcessor(size=32))
     for name in ("a.png", "b.png"):
@@ -344,7 +337,7 @@ def test_in_half_precision_the_best_label_is_the_same_and_scores_are_float32(cla
 
 
 def test_a_model_in_training_is_used_as_for_inference_and_left_in_training(small_processor, photo):
-    model = make_model(num_labels=CLASSES, drop_path_rate=0.9)
+    model = small_classifier(num_labels=CLASSES, drop_path_rate=0.9)
     expected = ImageClassifier(model, small_processor)(photo)
     model.train()
     assert ImageClassifier(model, small_processor)(photo) == expected

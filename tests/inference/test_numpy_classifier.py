@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from checkpoint_files import assert_close
-from conftest import SMALL, randomize
+from conftest import small_classifier
 from hypothesis import given, settings, strategies as st
 
 from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, fuse
@@ -31,10 +31,7 @@ def normal(*shape: int, seed: int = 1) -> np.ndarray:
 
 
 def build(**config) -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**{**SMALL, "num_labels": 5, **config}))
-    randomize(model)
-    model.eval()
-    return model
+    return small_classifier(**{"num_labels": 5, **config})
 
 
 def plain_logits(model: ConvNextV2ForImageClassification, pixel_values: mx.array) -> mx.array:

@@ -7,14 +7,15 @@ import threading
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 from checkpoint_files import assert_close
-from conftest import SMALL, randomize
+from conftest import small_classifier
 
-from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification, ImageClassifier, fuse, load
+from mlx_convnextv2 import ConvNextV2ForImageClassification, ImageClassifier, fuse, load
 from mlx_convnextv2.inference import onnxruntime_classifier
 from mlx_convnextv2.inference.fuse import describe, make_ready
 from mlx_convnextv2.inference.numpy_classifier import NumpyClassifier
@@ -38,11 +39,8 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLX_CONVNEXTV2_OPS", raising=False)
 
 
-def build(**config: object) -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**{**SMALL, "num_labels": 5, **config}))
-    randomize(model)
-    model.eval()
-    return model
+def build(**config: Any) -> ConvNextV2ForImageClassification:
+    return small_classifier(**{"num_labels": 5, **config})
 
 
 def pixels(*shape: int, seed: int = 1) -> mx.array:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 import proof
 import pytest
-from conftest import randomize
+from conftest import randomize, small_classifier
 
 from mlx_convnextv2 import (
     ConvNextImageProcessor,
@@ -51,10 +51,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def model() -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7))
-    randomize(model)
-    model.eval()
-    return model
+    return small_classifier(**SMALL, num_labels=7)
 
 
 def pixels(shape: tuple[int, ...] = SHAPE) -> mx.array:

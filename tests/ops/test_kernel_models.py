@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import proof
 import pytest
-from conftest import SMALL, parameters, randomize
+from conftest import SMALL, parameters, randomize, small_classifier
 from kernel_cases import DTYPES, assert_close, largest, random
 from mlx.utils import tree_flatten
 
@@ -23,10 +23,7 @@ GRADIENTS = (
 
 @pytest.fixture
 def model() -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7))
-    randomize(model)
-    model.eval()
-    return model
+    return small_classifier(num_labels=7)
 
 
 def assert_as_near(logits: mx.array, exact: mx.array, plainly: mx.array) -> None:

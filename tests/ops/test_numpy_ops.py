@@ -11,11 +11,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from conftest import SMALL, randomize
+from conftest import SMALL, small_classifier
 from hypothesis import given, settings, strategies as st
 from mlx.utils import tree_flatten
 
-from mlx_convnextv2 import ConvNextV2Config, ConvNextV2ForImageClassification
+from mlx_convnextv2 import ConvNextV2ForImageClassification
 from mlx_convnextv2.ops import dispatch as ops, numpy_parts, plain
 from mlx_convnextv2.ops.tolerances import KERNEL
 
@@ -239,8 +239,7 @@ def test_other_dtypes_and_nothing_at_all_are_plain() -> None:
 
 @pytest.fixture
 def model() -> ConvNextV2ForImageClassification:
-    model = ConvNextV2ForImageClassification(ConvNextV2Config(**SMALL, num_labels=7))
-    randomize(model)
+    model = small_classifier(num_labels=7)
     model.train()
     return model
 
