@@ -2,7 +2,8 @@
 
 python figures/collection_costs.py
 
-Seconds of one core to read, decode and resize a photo; photos a second that the model classifies, decoding aside.
+Seconds of one core to read, decode and resize a photo; photos a second that the model classifies, decoding aside; and
+the processor time of making a library of photos, to that of classifying them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from statistics import median
 import numpy as np
 from throughput import make_photo
 
-from mlx_convnextv2 import ConvNextImageProcessor, ConvNextV2Config, ConvNextV2ForImageClassification, ImageClassifier
+from mlx_convnextv2 import (
+    ConvNextImageProcessor,
+    ConvNextV2Config,
+    ConvNextV2ForImageClassification,
+    ImageClassifier,
+    ImageEmbedder,
+    embed_folder,
+)
 
 
 def main() -> None:
@@ -40,6 +48,26 @@ def main() -> None:
             list(classifier.stream(photos))
             rates.append(len(photos) / (time.perf_counter() - begin))
         print(f"{size}: {median(rates[1:]):.1f} photos a second")
+    print_embedding(processor)
+
+
+def print_embedding(processor: ConvNextImageProcessor, photos: int = 40, runs: int = 5) -> None:
+    model = ConvNextV2ForImageClassification(ConvNextV2Config.from_size("atto"))
+    classifier, embedder = ImageClassifier(model, processor), ImageEmbedder(model, processor)
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / "photos" / f"{i}.jpg" for i in range(photos)]
+        paths[0].parent.mkdir()
+        for i, path in enumerate(paths):
+            make_photo(path, 500, 375, seed=i)
+        for run in range(runs + 1):
+            begin = time.process_time()
+            list(classifier.stream(paths))
+            between = time.process_time()
+            embed_folder(paths[0].parent, Path(folder) / f"library-{run}", embedder)
+            ratios.append((time.process_time() - between) / (between - begin))
+    ratios = ratios[1:]  # without the start
+    print(f"embed, processor time to that of classify: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 This makes a library of random unit vectors, and searches in it in turns with plain numpy: one product of the same
 features as a float32 matrix in memory, and of blocks of float16 that numpy converts. All files are in the system's
-cache.
+cache. Where usearch is installed, its index of random vectors is built and asked too.
 """
 
 from __future__ import annotations
@@ -63,6 +63,33 @@ def by_blocks(features: np.ndarray, query: np.ndarray) -> np.ndarray:
     return best[np.argsort(-scores[best])]
 
 
+def print_rounding(width: int) -> None:
+    """How far float16 moves a cosine."""
+    rows, query = random_rows(10_000, width, 0), random_rows(1, width, 1)[0]
+    moved = np.abs(rows.astype("<f2").astype(np.float64) @ query - rows.astype(np.float64) @ query)
+    print(f"float16 moves a cosine by {np.median(moved):.1e}, at most {moved.max():.1e}, among 10,000")
+
+
+def print_index(count: int, width: int, queries: int = 100) -> None:
+    """What usearch's HNSW index costs and finds with its defaults."""
+    try:
+        from usearch.index import Index
+    except ImportError:
+        return
+    rows, asked = random_rows(count, width, 0), random_rows(queries, width, 1)
+    index = Index(ndim=width, metric="cos")
+    start = time.process_time()
+    index.add(np.arange(count), rows)
+    rate = count / (time.process_time() - start)
+    start = time.perf_counter()
+    found = [{*index.search(query, 20).keys.tolist()} for query in asked]
+    milliseconds = (time.perf_counter() - start) / queries * 1e3
+    true = [{*by_product(rows, query).tolist()} for query in asked]
+    recall = sum(len(a & b) for a, b in zip(found, true, strict=True)) / (20 * queries)
+    print(f"usearch, {count:,} random vectors: {rate:.0f} indexed in a second of a core")
+    print(f"  a search takes {milliseconds:.1f} ms and finds {recall:.0%} of the 20 nearest")
+
+
 def spread(values: list[float], unit: str = "") -> str:
     return f"{statistics.median(values):.3f}{unit} ({min(values):.3f} to {max(values):.3f})"
 
@@ -73,6 +100,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768, help="features of each (default: 768, tiny's)")
     parser.add_argument("--runs", type=int, default=7, help="alternating runs (default: 7)")
     parser.add_argument("--duplicates", type=int, default=100_000, help="pictures to group (default: 100000)")
+    parser.add_argument("--index", type=int, default=8_000, help="vectors for usearch's index (default: 8000)")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         make_library(Path(temporary), args.count, args.width)
@@ -92,6 +120,8 @@ def main() -> None:
     for name, theirs in (("float32 in memory, one product", product), ("float16, converted by numpy", blocks)):
         ratios = [own / other for own, other in zip(ours, theirs, strict=True)]
         print(f"  plain numpy, {name}: {spread(theirs, ' s')}; ours to it {spread(ratios)}")
+    print_rounding(args.width)
+    print_index(args.index, args.width)
     if args.duplicates:
         del floats, rounded
         with tempfile.TemporaryDirectory() as temporary:
