@@ -117,10 +117,15 @@ def classify(args: argparse.Namespace) -> int:
     options = {"format": args.format, "top_k": args.top_k, "shard": shard, "part_size": args.part_size}
     options |= {"allow_urls": args.allow_urls, "fps": args.fps, "null": args.null}
     options |= {"notice": terminal.say if sys.stderr.isatty() else None}
-    with closing(terminal.Bar()) as bar:
-        output = args.output or Printed(args.format, bar.clear)
-        images = args.images or [_shortest(DEMO / "images")]
-        summary = classify_images(classifier, images, output, watch=Report(), **options)
+    try:
+        with closing(terminal.Bar()) as bar:
+            output = args.output or Printed(args.format, bar.clear)
+            images = args.images or [_shortest(DEMO / "images")]
+            summary = classify_images(classifier, images, output, watch=Report(), **options)
+    except KeyboardInterrupt:
+        if args.output and os.path.isdir(args.output):
+            terminal.say("classify: interrupted: whole parts are kept, and the same command goes on")
+        raise
     if args.verbose or (summary.images + summary.before > 1 and (args.output or sys.stderr.isatty())):
         terminal.say(f"classify: {summary}")
     if args.verbose:

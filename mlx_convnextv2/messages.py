@@ -74,8 +74,8 @@ def one_line(error: BaseException) -> str:
 
 def sentence(error: BaseException) -> str:
     """The message of one of our errors on one line. For a system error: the file and what failed."""
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return printable(f"{error.filename}: {error.strerror}")
+    if isinstance(error, OSError) and error.strerror:
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return cut(printable(" ".join(str(error).split())), _MOST) or type(error).__name__
 
 

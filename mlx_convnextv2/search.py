@@ -10,6 +10,7 @@ from pathlib import Path
 from . import terminal
 
 _FORMATS = ("table", "jsonl", "html")
+_SUFFIXES = {".html": "html", ".htm": "html", ".jsonl": "jsonl", ".json": "jsonl", ".txt": "table", "": "table"}
 
 _EXAMPLES = """\
   python -m mlx_convnextv2.search library/ cat.jpg
@@ -76,8 +77,13 @@ def search(args: argparse.Namespace) -> int:
 
 
 def _format_of(file: Path | None) -> str:
+    """The format that a file's suffix says. A file without one, or a text file, gets the table."""
     suffix = "" if file is None else file.suffix.lower()
-    return {".html": "html", ".htm": "html", ".jsonl": "jsonl", ".json": "jsonl"}.get(suffix, "table")
+    if suffix not in _SUFFIXES:
+        raise ValueError(
+            f"{file} does not say its format: end it in {', '.join(filter(None, _SUFFIXES))}, or pass --format"
+        )
+    return _SUFFIXES[suffix]
 
 
 if __name__ == "__main__":

@@ -192,4 +192,4 @@ def _of_address(name: str) -> Any:
 
 
 def _refused(address: str) -> Failed:
-    return Failed(address, ValueError(f"{address} is an address: pass allow_urls (--allow-urls) to fetch it"))
+    return Failed(address, ValueError("it is an address: pass allow_urls (--allow-urls) to fetch it"))

@@ -128,6 +128,7 @@ def test_a_search_prints_lines_and_json(library, run):
         (["--label", "cat"], "no label is called 'cat'"),
         (["--duplicates", "--threshold", "2"], "the threshold is a cosine above 0 and at most 1"),
         (["--duplicates", "--output", "/nowhere/page.html"], "it cannot be written"),
+        (["--duplicates", "--output", "found.docx"], "found.docx does not say its format"),
     ],
 )
 def test_a_mistake_in_a_search_is_one_sentence(library, run, arguments, message):

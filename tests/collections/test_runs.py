@@ -17,7 +17,7 @@ from conftest import ROOT
 from photo_files import make_photos
 
 from mlx_convnextv2 import ImageClassifier
-from mlx_convnextv2.collections import Shard, Watch, classify_images
+from mlx_convnextv2.collections import Shard, Watch, classification, classify_images
 from mlx_convnextv2.collections.manifest import agree
 from mlx_convnextv2.collections.records import Record
 from mlx_convnextv2.collections.runs import Names, find_parts
@@ -307,3 +307,12 @@ def test_a_run_killed_at_random_moments_and_started_again_is_the_uninterrupted_o
     assert start(photos, results).wait(600) in (0, 1)
     assert merged(run, results) == merged(run, tmp_path / "whole")
     assert not list(results.glob(".*.partial"))
+
+
+def test_an_interrupted_run_says_how_it_goes_on(classify, results, photos, monkeypatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classification, "stream_records", interrupted)
+    ended = classify(images=[photos / "0"])
+    assert (ended.returncode, ended.stderr.count("the same command goes on")) == (130, 1)
